@@ -1,0 +1,199 @@
+"""Transposed and ordinary convolution of NumPy arrays, with torch.nn.functional's argument names and order.
+
+>>> import numpy as np, upconv
+>>> x = np.ones((1, 1, 3), np.float32)
+>>> w = np.ones((1, 1, 4), np.float32)
+>>> upconv.conv_transpose(x, w, stride=2, padding=1)
+array([[[1., 2., 2., 2., 2., 1.]]], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from upconv import execute
+from upconv.spec import ConvSpec, SpecError
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _array(name: str, value: ArrayLike) -> NDArray[Any]:
+    """`value` as a plain, native-endian, aligned array of a supported dtype."""
+    array = np.asarray(value)
+    native = array.dtype.newbyteorder("=")
+    if native not in _DTYPES:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}: float32 and float64 are supported; convert it with "
+            f"{name}.astype(np.float32)"
+        )
+    if array.dtype != native or not array.flags.aligned:
+        array = np.array(array, native)
+    return array
+
+
+def _operands(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None, rank: int | None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, int]:
+    """The arrays, checked against each other for dtype and rank; x may still be unbatched."""
+    xa, wa = _array("x", x), _array("weight", weight)
+    ba = None if bias is None else _array("bias", bias)
+    found = wa.ndim - 2
+    if found not in (1, 2, 3) or (rank is not None and found != rank):
+        wanted = f"{rank + 2}-D for rank {rank}" if rank else "3-D, 4-D or 5-D for rank 1, 2 or 3"
+        raise SpecError(f"weight has shape {wa.shape}: it must be {wanted}, (channels, channels // groups, *kernel)")
+    if xa.ndim not in (found + 1, found + 2):
+        raise SpecError(
+            f"x has shape {xa.shape}: a rank-{found} layer takes (N, C, *spatial) with {found + 2} dimensions or "
+            f"(C, *spatial) with {found + 1}"
+        )
+    for name, array in (("weight", wa), ("bias", ba)):
+        if array is not None and array.dtype != xa.dtype:
+            raise TypeError(f"x is {xa.dtype} and {name} is {array.dtype}: give both the same dtype")
+    return xa, wa, ba, found
+
+
+def _check_sizes(spec: ConvSpec, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None) -> None:
+    channels = x.shape[-spec.rank - 1]
+    if channels != spec.in_channels:
+        raise SpecError(
+            f"x has {channels} channels (shape {x.shape}) and weight of shape {weight.shape} with groups {spec.groups} "
+            f"takes {spec.in_channels}"
+        )
+    if min(x.shape[-spec.rank :]) < 1:
+        raise SpecError(f"x has shape {x.shape}: every spatial size must be at least 1 (an empty batch is allowed)")
+    if bias is not None and bias.shape != (spec.out_channels,):
+        raise SpecError(f"bias has shape {bias.shape}: it must be ({spec.out_channels},), one value an output channel")
+
+
+def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: tuple[NDArray[Any] | None, ...]) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is a {type(out).__name__}: it must be a NumPy array of shape {shape}, dtype {dtype}")
+    if out.shape != shape or out.dtype != dtype:
+        raise SpecError(
+            f"out has shape {out.shape}, dtype {out.dtype}: the result has shape {shape}, dtype {dtype}; "
+            f"use np.empty({shape}, np.{dtype})"
+        )
+    if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
+        raise SpecError("out must be C-contiguous, aligned and writeable; use np.empty, and copy the result to its place")
+    if any(a is not None and np.may_share_memory(out, a) for a in inputs):
+        raise SpecError("out overlaps x, weight or bias: the result is written while they are read; give memory of its own")
+
+
+def _run(
+    spec: ConvSpec,
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    output_size: Any,
+    out: Any,
+) -> NDArray[Any]:
+    _check_sizes(spec, x, weight, bias)
+    spatial = x.shape[-spec.rank :]
+    if output_size is not None:
+        spec = spec.with_output_size(spatial, output_size)
+    size = spec.output_size(spatial)
+    batched = x if x.ndim == spec.rank + 2 else x[None]
+    shape = (batched.shape[0], spec.out_channels, *size)
+    result_shape = shape if batched is x else shape[1:]
+    if out is not None:
+        _check_out(out, result_shape, x.dtype, (x, weight, bias))
+    y = execute.forward(spec, batched, weight, bias, None if out is None else out.reshape(shape))
+    if out is not None:
+        return out  # type: ignore[no-any-return]
+    return y if batched is x else y[0]
+
+
+def conv_transpose(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    output_size: Any = None,
+    padding_mode: str = "zeros",
+    activation: Any = None,
+    out: NDArray[Any] | None = None,
+    _rank: int | None = None,
+) -> NDArray[Any]:
+    """Transposed convolution of (N, C, *spatial) or (C, *spatial); the rank is the weight's.
+
+    >>> import numpy as np
+    >>> x, w = np.zeros((20, 16, 50, 100), np.float32), np.zeros((16, 33, 3, 3), np.float32)
+    >>> conv_transpose(x, w, stride=2).shape
+    (20, 33, 101, 201)
+
+    `weight` is (in_channels, out_channels // groups, *kernel), `bias` (out_channels,). `padding` is torch's (it crops
+    the output): an int, a tuple, (before, after) pairs, "same" (output = input * stride) or "valid". `output_size`
+    chooses the output_padding. `padding_mode` other than "zeros" makes the adjoint of the convolution that pads so.
+    `activation` is a name or a (name, parameter) pair, applied as the result is stored. `out` receives the result.
+
+    Raises SpecError (a ValueError) for sizes and arguments that do not fit, TypeError for a dtype other than float32
+    and float64 or a mix of the two.
+    """
+    xa, wa, ba, rank = _operands(x, weight, bias, _rank)
+    if isinstance(groups, int) and groups >= 1:
+        spec_out = wa.shape[1] * groups
+    else:
+        spec_out = wa.shape[1]
+    spec = ConvSpec.make(
+        transposed=True,
+        in_channels=wa.shape[0],
+        out_channels=spec_out,
+        kernel_size=wa.shape[2:],
+        stride=stride,
+        padding=padding,
+        output_padding=0 if output_size is not None else output_padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        activation=activation,
+        rank=rank,
+    )
+    return _run(spec, xa, wa, ba, output_size, out)
+
+
+def conv(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    activation: Any = None,
+    out: NDArray[Any] | None = None,
+    _rank: int | None = None,
+) -> NDArray[Any]:
+    """Convolution (cross-correlation, as torch) of (N, C, *spatial) or (C, *spatial); the rank is the weight's.
+
+    >>> import numpy as np
+    >>> conv(np.zeros((1, 3, 12, 12), np.float32), np.zeros((8, 3, 3, 3), np.float32), stride=2, padding=1).shape
+    (1, 8, 6, 6)
+
+    `weight` is (out_channels, in_channels // groups, *kernel). The other arguments, and the errors raised, are those of
+    `conv_transpose`; "same" needs stride 1.
+    """
+    xa, wa, ba, rank = _operands(x, weight, bias, _rank)
+    spec = ConvSpec.make(
+        transposed=False,
+        in_channels=wa.shape[1] * groups if isinstance(groups, int) and groups >= 1 else wa.shape[1],
+        out_channels=wa.shape[0],
+        kernel_size=wa.shape[2:],
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        activation=activation,
+        rank=rank,
+    )
+    return _run(spec, xa, wa, ba, None, out)

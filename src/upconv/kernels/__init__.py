@@ -1,0 +1,1 @@
+"""Kernels: each module is one algorithm. See docs/architecture.md."""
