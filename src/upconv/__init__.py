@@ -1,7 +1,38 @@
-"""upconv: the library for transposed convolution."""
+"""upconv: the library for transposed convolution.
 
-from upconv.functional import conv, conv_transpose
-from upconv.spec import ConvSpec, SpecError
+Every name is imported on first use, so that asking for a size needs neither NumPy nor a compiler.
+"""
 
-__all__ = ["ConvSpec", "SpecError", "conv", "conv_transpose"]
+from importlib import import_module as _import
+from importlib.util import find_spec as _find
+from typing import TYPE_CHECKING, Any
+
+# fmt: off
+# isort: off
+if TYPE_CHECKING:
+    from upconv import shapes
+    from upconv.functional import conv, conv1d, conv2d, conv3d
+    from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
+    from upconv.spec import ConvSpec, SpecError
+
 __version__ = "0.1.0"
+__all__ = [
+    "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
+    "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "shapes",
+]
+# fmt: on
+_HOMES = {"ConvSpec": "spec", "SpecError": "spec"}  # of names; the others are functional's, or modules
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES and not name.startswith("_") and _find(f"{__name__}.{name}"):
+        return _import(f"{__name__}.{name}")
+    if name in __all__:
+        value = globals()[name] = getattr(_import(f"{__name__}.{_HOMES.get(name, 'functional')}"), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -9,13 +9,19 @@ array([[[1., 2., 2., 2., 2., 1.]]], dtype=float32)
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upconv import execute
 from upconv.spec import ConvSpec, SpecError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -197,3 +203,34 @@ def conv(
         rank=rank,
     )
     return _run(spec, xa, wa, ba, None, out)
+
+
+def _ranked(function: Callable[P, R], rank: int) -> Callable[P, R]:
+    """`function` for weights of one rank only, with a name, signature and help of its own."""
+    name, sizes = f"{function.__name__}{rank}d", ", ".join(["8"] * rank)
+    ones = ", ".join(["1"] * rank)
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def ranked(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*args, **{**kwargs, "_rank": rank})  # type: ignore[arg-type]
+
+    del ranked.__wrapped__  # type: ignore[attr-defined]
+    ranked.__name__ = ranked.__qualname__ = name
+    ranked.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[p for p in signature.parameters.values() if not p.name.startswith("_")]
+    )
+    ranked.__doc__ = f"""`{function.__name__}` of rank {rank}: any other weight raises SpecError.
+
+    >>> import numpy as np
+    >>> {name}(np.ones((1, 4, {sizes}), np.float32), np.ones((4, 4, {ones}), np.float32)).shape
+    (1, 4, {sizes})
+
+    Shapes: x (N, C, {sizes.replace("8", "size")}) or without N, weight (channels, channels // groups, {sizes.replace("8", "kernel")}).
+    The arguments, and the errors raised, are those of `{function.__name__}`.
+    """
+    return ranked
+
+
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (_ranked(conv_transpose, rank) for rank in (1, 2, 3))
+conv1d, conv2d, conv3d = (_ranked(conv, rank) for rank in (1, 2, 3))
