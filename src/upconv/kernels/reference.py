@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upconv.shapes.dual import dual
 from upconv.spec import Activation, ConvSpec
 
 _PAD_MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
@@ -104,3 +106,28 @@ def _conv(spec: ConvSpec, x: NDArray, weight: NDArray, output_size: tuple[int, .
     return y.reshape(n, spec.out_channels, *output_size)
 
 
+def input_gradient(spec: ConvSpec, grad_output: NDArray, weight: NDArray, input_size: Sequence[int]) -> NDArray:
+    """The gradient for x, (N, in_channels, *input_size), of grad_output (taken before the activation)."""
+    other = dual(spec, input_size)
+    grad_x = forward(other, grad_output, weight, None, other.output_size(grad_output.shape[2:]))
+    return np.ascontiguousarray(grad_x[(..., *(slice(0, n) for n in input_size))])
+
+
+def weight_gradient(spec: ConvSpec, x: NDArray, grad_output: NDArray) -> NDArray:
+    """The gradient for the weight, in its shape: the same triples (x, y, tap), summed over batch and positions."""
+    if spec.transposed:  # the dual convolution has this weight, reads grad_output and is answered by x
+        return weight_gradient(dual(spec, x.shape[2:]), grad_output, x)
+    n, g = x.shape[0], spec.groups
+    xg = pad(x, spec.padding, spec.padding_mode)
+    xg = xg.reshape(n, g, spec.in_channels // g, *xg.shape[2:])
+    positions = prod(grad_output.shape[2:])
+    yg = grad_output.reshape(n, g, spec.out_channels // g, positions)
+    grad = np.zeros((g, spec.out_channels // g, spec.in_channels // g, *spec.kernel_size), x.dtype)
+    for tap in product(*(range(k) for k in spec.kernel_size)):
+        where = tuple(
+            slice(d * k, d * k + s * (o - 1) + 1, s)
+            for k, d, s, o in zip(tap, spec.dilation, spec.stride, grad_output.shape[2:], strict=True)
+        )
+        seen = xg[(..., *where)].reshape(n, g, spec.in_channels // g, positions)
+        grad[(..., *tap)] = np.einsum("ngcp,ngmp->gmc", seen, yg)
+    return grad.reshape(spec.weight_shape)
