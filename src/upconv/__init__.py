@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 # fmt: off
 # isort: off
 if TYPE_CHECKING:
-    from upconv import shapes
+    from upconv import nn, shapes
     from upconv.functional import conv, conv1d, conv2d, conv3d
     from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
     from upconv.spec import ConvSpec, SpecError
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "shapes",
+    "nn", "shapes",
 ]
 # fmt: on
 _HOMES = {"ConvSpec": "spec", "SpecError": "spec"}  # of names; the others are functional's, or modules

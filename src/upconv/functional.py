@@ -207,8 +207,8 @@ def conv(
 
 def _ranked(function: Callable[P, R], rank: int) -> Callable[P, R]:
     """`function` for weights of one rank only, with a name, signature and help of its own."""
-    name, sizes = f"{function.__name__}{rank}d", ", ".join(["8"] * rank)
-    ones = ", ".join(["1"] * rank)
+    name = f"{function.__name__}{rank}d"
+    size, kernel, eights, ones = (", ".join([word] * rank) for word in ("size", "kernel", "8", "1"))
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -223,10 +223,10 @@ def _ranked(function: Callable[P, R], rank: int) -> Callable[P, R]:
     ranked.__doc__ = f"""`{function.__name__}` of rank {rank}: any other weight raises SpecError.
 
     >>> import numpy as np
-    >>> {name}(np.ones((1, 4, {sizes}), np.float32), np.ones((4, 4, {ones}), np.float32)).shape
-    (1, 4, {sizes})
+    >>> {name}(np.ones((1, 4, {eights}), np.float32), np.ones((4, 4, {ones}), np.float32)).shape
+    (1, 4, {eights})
 
-    Shapes: x (N, C, {sizes.replace("8", "size")}) or without N, weight (channels, channels // groups, {sizes.replace("8", "kernel")}).
+    Shapes: x (N, C, {size}) or (C, {size}), weight (channels, channels // groups, {kernel}).
     The arguments, and the errors raised, are those of `{function.__name__}`.
     """
     return ranked

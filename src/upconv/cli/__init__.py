@@ -15,7 +15,12 @@ import typer
 
 import upconv
 
-COMMANDS = ("shape",)
+COMMANDS = (
+    "run",
+    "shape",
+    "cache",
+    "demo",
+)
 
 app = typer.Typer(
     name="upconv",

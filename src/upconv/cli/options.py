@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -74,4 +73,3 @@ ActivationName = Annotated[
     str | None,
     typer.Option("--activation", "-a", metavar="NAME", help="relu, leaky_relu:0.1, elu, sigmoid, tanh, silu"),
 ]
-Existing = Annotated[Path, typer.Argument(metavar="X", help="The input array")]
