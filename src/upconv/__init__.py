@@ -13,19 +13,20 @@ if TYPE_CHECKING:
     from upconv import nn, shapes
     from upconv.functional import conv, conv1d, conv2d, conv3d
     from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
+    from upconv.gradients import conv_backward, conv_transpose_backward
     from upconv.spec import ConvSpec, SpecError
 
 __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "nn", "shapes",
+    "conv_backward", "conv_transpose_backward", "nn", "shapes",
 ]
 # fmt: on
-_HOMES = {"ConvSpec": "spec", "SpecError": "spec"}  # of names; the others are functional's, or modules
+_HOMES = dict(ConvSpec="spec", SpecError="spec", conv_backward="gradients", conv_transpose_backward="gradients")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # a name with a home, a module, or a function of upconv.functional
     if name not in _HOMES and not name.startswith("_") and _find(f"{__name__}.{name}"):
         return _import(f"{__name__}.{name}")
     if name in __all__:

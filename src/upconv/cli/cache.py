@@ -22,7 +22,12 @@ def info() -> None:
     from upconv.codegen import cache
 
     found = cache.info()
-    typer.echo(f"{found.path}\n{found.entries} kernels, {found.bytes / 1e6:.2f} MB")
+    if found.path is None:
+        typer.echo(
+            "no cache: UPCONV_CACHE is off, or its folder cannot be used; every process compiles its own kernels"
+        )
+    else:
+        typer.echo(f"{found.path}\n{found.entries} kernels, {found.bytes / 1e6:.2f} MB")
 
 
 @group.command("clear")

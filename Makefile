@@ -1,0 +1,41 @@
+# Two commands on a machine with Python: `make demo` runs the main job, `make test` runs every test.
+PYTHON ?= python3
+VENV ?= .venv
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INPUTS = pyproject.toml constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/base
+	$(BIN)/upconv demo
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "upconv needs Python 3.10 or later; this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/base: $(BIN)/python $(INPUTS)
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/test $(VENV)/dev: $(VENV)/%: $(BIN)/python $(INPUTS)
+	$(INSTALL) --editable '.[$*]'
+	touch $@
