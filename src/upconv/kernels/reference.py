@@ -23,7 +23,7 @@ def activate(y: NDArray, activation: Activation | None) -> NDArray:
     if activation is None:
         return y
     a = y.dtype.type(activation.parameter)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         match activation.name:
             case "relu":
                 return np.maximum(y, 0, out=y)
