@@ -1,0 +1,98 @@
+"""Where tensors meet the kernels: NumPy views in, tensors out, nothing copied for contiguous tensors.
+
+A channels-last tensor stays channels-last. The kernels called here read and write channels-first, so for now such a
+tensor is copied on the way in and on the way out, in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from upconv import execute
+from upconv.spec import Activation, ConvSpec
+
+# transposed, stride, padding (before and after, dimension by dimension), output_padding, dilation, groups, padding_mode
+Arguments: TypeAlias = tuple[bool, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int, str]
+
+
+@lru_cache(maxsize=4096)
+def spec_for(
+    weight_shape: tuple[int, ...], arguments: Arguments, activation: str | None = None, parameter: float = 0.0
+) -> ConvSpec:
+    """The layer that normalised arguments and a weight's shape describe."""
+    transposed, stride, padding, output_padding, dilation, groups, padding_mode = arguments
+    first, second, *kernel = weight_shape
+    return ConvSpec(
+        transposed=transposed,
+        in_channels=first if transposed else second * groups,
+        out_channels=second * groups if transposed else first,
+        kernel_size=tuple(kernel),
+        stride=stride,
+        padding=pairs(padding),
+        output_padding=output_padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        activation=None if activation is None else Activation(activation, parameter),
+    )
+
+
+def pairs(flat: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The (before, after) pairs of a flat padding."""
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def layout_of(*tensors: Tensor) -> torch.memory_format:
+    """The result's memory format: channels-last where any of the tensors is, as torch's own convolutions do."""
+    for t in tensors:
+        if t.is_contiguous():
+            continue
+        if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if t.dim() == 5 and t.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _array(t: Tensor) -> NDArray[Any]:
+    return (t if t.is_contiguous() else t.contiguous()).numpy(force=True)  # type: ignore[no-any-return]
+
+
+def _tensor(y: NDArray[Any], layout: torch.memory_format) -> Tensor:
+    t = torch.from_numpy(y)
+    return t if layout is torch.contiguous_format else t.contiguous(memory_format=layout)
+
+
+def forward(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's output for a batched x, in x's memory format."""
+    y = execute.forward(spec, _array(x), _array(weight), None if bias is None else _array(bias))
+    return _tensor(y, layout_of(x, weight))
+
+
+def input_gradient(spec: ConvSpec, grad_output: Tensor, weight: Tensor, input_size: Sequence[int]) -> Tensor:
+    """The gradient for x, in grad_output's memory format."""
+    grad_x = execute.input_gradient(spec, _array(grad_output), _array(weight), tuple(input_size))
+    return _tensor(grad_x, layout_of(grad_output, weight))
+
+
+def weight_gradient(spec: ConvSpec, x: Tensor, grad_output: Tensor) -> Tensor:
+    """The gradient for the weight."""
+    return torch.from_numpy(execute.weight_gradient(spec, _array(x), _array(grad_output)))
+
+
+def fingerprint(t: Tensor) -> tuple[Any, ...]:
+    """What tells whether a tensor still holds what it held: its memory, its version, and a sample of its values.
+
+    The version misses a change made through `.data`; the sample, some sixty values, catches all but the smallest.
+    """
+    version = -1 if t.is_inference() else t._version
+    if not t.is_cpu or not t.is_contiguous():
+        return t.data_ptr(), version, t.dtype, t.device
+    flat = t.numpy(force=True).reshape(-1)
+    return t.data_ptr(), version, t.dtype, flat[:: flat.size // 61 + 1].tobytes()
