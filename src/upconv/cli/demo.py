@@ -75,9 +75,12 @@ def add_to(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
-def _plan_in_a_line(layer: Any, x: NDArray[Any]) -> str:
+def _plan_in_a_line(layer: Any, x: NDArray[Any], y: NDArray[Any]) -> str:
     """The kernel that the call used."""
-    return f"{layer.spec}, by the reference kernel"
+    from upconv import execute
+
+    spec = layer.spec.with_output_size(x.shape[2:], y.shape[2:]) if layer.transposed else layer.spec
+    return execute.make_plan(spec, x.shape[0], x.shape[2:], str(x.dtype)).summary
 
 
 def _compared(layer: Any, step: Step, x: NDArray[Any], y: NDArray[Any], with_torch: bool) -> tuple[str, float]:
@@ -126,7 +129,7 @@ def play(step: Step, x: NDArray[Any], seed: int, with_torch: bool) -> tuple[NDAr
         shapes=f"{x.shape} -> {y.shape} {y.dtype}",
         first=first,
         best=min(later),
-        plan=_plan_in_a_line(layer, x),
+        plan=_plan_in_a_line(layer, x, y),
         rival=rival,
         difference=difference,
         largest=largest,
