@@ -40,9 +40,10 @@ def _picture(path: Path) -> NDArray[Any]:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _npz(path: Path) -> Mapping[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+def _numpy(path: Path) -> Any:
+    with path.open("rb") as stream:
+        content = np.load(stream, allow_pickle=False)
+        return content if isinstance(content, np.ndarray) else dict(content)
 
 
 def _safetensors(path: Path) -> Mapping[str, NDArray[Any]]:
@@ -50,8 +51,8 @@ def _safetensors(path: Path) -> Mapping[str, NDArray[Any]]:
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".npy": lambda path: np.load(path, allow_pickle=False),
-    ".npz": _npz,
+    ".npy": _numpy,
+    ".npz": _numpy,
     ".safetensors": _safetensors,
     **dict.fromkeys(PICTURES, _picture),
 }

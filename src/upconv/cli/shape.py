@@ -43,9 +43,7 @@ def shape(
     }
     size, extra = options.ints("input size", input_size), options.ints("output padding", output_padding)
     if conv and (output_size or extra):
-        raise SpecError(
-            "--output-size and --output-padding belong to transposed layers: leave out --conv, or leave them out"
-        )
+        raise SpecError("--output-size and --output-padding belong to transposed layers: leave them out, or --conv")
     if conv:
         result = shapes.conv_size(size, **layer)
     elif output_size:
