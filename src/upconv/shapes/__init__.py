@@ -9,6 +9,7 @@ ConvTranspose2d(kernel_size=3, stride=2, padding=1)
 ConvTranspose2d(kernel_size=4, stride=2, padding=1)
 """
 
+from upconv.shapes.chain import Chain, Step, chain
 from upconv.shapes.counts import multiply_adds, overlap_range, taps_per_output
 from upconv.shapes.geometry import Geometry
 from upconv.shapes.inverse import inverse
@@ -17,10 +18,13 @@ from upconv.shapes.sizes import conv_size, conv_transpose_size, output_padding_f
 from upconv.shapes.solve import Solution, nearest, solve
 
 __all__ = [
+    "Chain",
     "Geometry",
     "Phase",
     "Solution",
+    "Step",
     "Tap",
+    "chain",
     "conv_size",
     "conv_transpose_size",
     "inverse",
