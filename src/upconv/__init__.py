@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 # fmt: off
 # isort: off
 if TYPE_CHECKING:
-    from upconv import nn, shapes
+    from upconv import conventions, explain, nn, shapes
     from upconv.codegen.threads import get_num_threads, set_num_threads
     from upconv.functional import conv, conv1d, conv2d, conv3d
     from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
@@ -20,7 +20,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "conv_backward", "conv_transpose_backward", "get_num_threads", "set_num_threads", "nn", "shapes",
+    "conv_backward", "conv_transpose_backward", "get_num_threads", "set_num_threads",
+    "conventions", "explain", "nn", "shapes",
 ]
 # fmt: on
 __dir__ = __all__.copy
