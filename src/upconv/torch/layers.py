@@ -183,6 +183,7 @@ class _Ordinary(_Layer):
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
     """torch.nn.ConvTranspose1d, run by this library's kernels: (N, C, L) or (C, L).
 
+    >>> import torch
     >>> layer = ConvTranspose1d(2, 3, 16, stride=8, padding="same", activation="tanh")
     >>> layer(torch.zeros(2, 100)).shape
     torch.Size([3, 800])
@@ -198,6 +199,7 @@ class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
 class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
     """torch.nn.ConvTranspose2d, run by this library's kernels: (N, C, H, W) or (C, H, W).
 
+    >>> import torch
     >>> layer = ConvTranspose2d(16, 33, 3, stride=2, padding=1)
     >>> layer(torch.zeros(1, 16, 6, 6), output_size=(12, 12)).shape
     torch.Size([1, 33, 12, 12])
@@ -211,6 +213,7 @@ class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
 class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
     """torch.nn.ConvTranspose3d, run by this library's kernels: (N, C, D, H, W) or (C, D, H, W).
 
+    >>> import torch
     >>> ConvTranspose3d(4, 2, 2, stride=2)(torch.zeros(1, 4, 3, 4, 5)).shape
     torch.Size([1, 2, 6, 8, 10])
 
@@ -223,6 +226,7 @@ class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
 class Conv1d(_Ordinary, nn.Conv1d):
     """torch.nn.Conv1d, run by this library's kernels; `padding` may be (before, after) pairs, `activation` is fused.
 
+    >>> import torch
     >>> Conv1d(2, 3, 3, padding=((2, 0),), activation=("leaky_relu", 0.1))(torch.zeros(1, 2, 50)).shape
     torch.Size([1, 3, 50])
     """
@@ -233,6 +237,7 @@ class Conv1d(_Ordinary, nn.Conv1d):
 class Conv2d(_Ordinary, nn.Conv2d):
     """torch.nn.Conv2d, run by this library's kernels; see Conv1d.
 
+    >>> import torch
     >>> Conv2d(2, 3, 3, stride=2, padding=1)(torch.zeros(1, 2, 12, 12)).shape
     torch.Size([1, 3, 6, 6])
     """
@@ -243,6 +248,7 @@ class Conv2d(_Ordinary, nn.Conv2d):
 class Conv3d(_Ordinary, nn.Conv3d):
     """torch.nn.Conv3d, run by this library's kernels; see Conv1d.
 
+    >>> import torch
     >>> Conv3d(2, 3, 3, padding="same")(torch.zeros(1, 2, 4, 5, 6)).shape
     torch.Size([1, 3, 4, 5, 6])
     """
@@ -265,6 +271,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
 def why(module: nn.Module, x: Tensor) -> str:
     """Who runs `module` on `x`, this library's kernels or torch itself, and why.
 
+    >>> import torch
     >>> why(ConvTranspose2d(8, 4, 4, stride=2, padding=1), torch.zeros(1, 8, 5, 5))
     'upconv: ConvTranspose2d 8 -> 4, kernel 4x4, stride 2x2, padding 1x1 on torch.float32 (1, 8, 5, 5)'
     >>> why(ConvTranspose2d(8, 4, 4), torch.zeros(1, 8, 5, 5, dtype=torch.float16))

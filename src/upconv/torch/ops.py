@@ -13,15 +13,20 @@ so gradients of any order are made of our kernels, and only those asked for are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from upconv.spec import conv_extent, transposed_extent
 from upconv.torch import arrays
 
-_ARGUMENTS = "bool transposed, int[] stride, int[] padding, SymInt[] output_padding, int[] dilation, int groups, str padding_mode"
+_ARGUMENTS = (
+    "bool transposed, int[] stride, int[] padding, SymInt[] output_padding, int[] dilation, int groups, "
+    "str padding_mode"
+)
 _SCHEMAS = {
     "conv": f"(Tensor x, Tensor weight, Tensor? bias, {_ARGUMENTS}, str? activation, float parameter) -> Tensor",
     "input_gradient": f"(Tensor grad_output, Tensor weight, SymInt[] input_size, {_ARGUMENTS}) -> Tensor",
@@ -47,7 +52,7 @@ def _operator(implementation: Callable[..., Tensor]) -> Any:
 
 def _fake(operator: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register what the operator's result looks like, for tracing."""
-    return torch.library.register_fake(operator.name(), lib=_LIBRARY)  # type: ignore[return-value]
+    return torch.library.register_fake(operator.name(), lib=_LIBRARY)  # type: ignore[no-any-return]
 
 
 @_operator
@@ -177,6 +182,26 @@ for _each, _backward, _context in (
 ):
     torch.library.register_autograd(_each.name(), _backward, setup_context=_context, lib=_LIBRARY)
     torch.library.register_vmap(_each.name(), _one_by_one(_each), lib=_LIBRARY)
+
+
+def _flops(batch: int, sites: Sequence[int], weight: Sequence[int]) -> int:
+    """Two for each multiply-add, counted as torch counts its own convolutions."""
+    return 2 * batch * prod(sites) * prod(weight)
+
+
+@register_flop_formula(torch.ops.upconv.conv)
+def _(x: Any, weight: Any, bias: Any, transposed: bool, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return _flops(x[0], (x if transposed else out_shape)[2:], weight)
+
+
+@register_flop_formula(torch.ops.upconv.input_gradient)
+def _(grad: Any, weight: Any, size: Any, transposed: bool, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return _flops(grad[0], size if transposed else grad[2:], weight)
+
+
+@register_flop_formula(torch.ops.upconv.weight_gradient)
+def _(x: Any, grad: Any, weight: Any, transposed: bool, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return _flops(x[0], (x if transposed else grad)[2:], weight)
 
 
 class Recorded(torch.autograd.Function):

@@ -53,7 +53,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Argument
 
 
 def _unpad(full: Tensor, axis: int, lo: int, hi: int, mode: str) -> Tensor:
-    """The adjoint of padding one axis: crop, and add what is cropped to the position that padding would repeat there."""
+    """The adjoint of padding one axis: crop, and add what is cropped to the position that padding repeats there."""
     size = full.shape[axis] - lo - hi
     if mode == "zeros" or (lo, hi) == (0, 0):
         return full.narrow(axis, lo, size)
