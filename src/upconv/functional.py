@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upconv import execute
+from upconv.planner import Plan
 from upconv.spec import ConvSpec, SpecError
 
 P = ParamSpec("P")
@@ -32,8 +33,7 @@ def _array(name: str, value: ArrayLike) -> NDArray[Any]:
     native = array.dtype.newbyteorder("=")
     if native not in _DTYPES:
         raise TypeError(
-            f"{name} has dtype {array.dtype}: float32 and float64 are supported; convert it with "
-            f"{name}.astype(np.float32)"
+            f"{name} has dtype {array.dtype}: float32 and float64 are supported; convert it with {name}.astype(np.float32)"
         )
     if array.dtype != native or not array.flags.aligned:
         array = np.array(array, native)
@@ -234,3 +234,62 @@ def _ranked(function: Callable[P, R], rank: int) -> Callable[P, R]:
 
 conv_transpose1d, conv_transpose2d, conv_transpose3d = (_ranked(conv_transpose, rank) for rank in (1, 2, 3))
 conv1d, conv2d, conv3d = (_ranked(conv, rank) for rank in (1, 2, 3))
+
+
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    """The shape of an array, or a shape given as such."""
+    shape = getattr(value, "shape", value)
+    if not isinstance(shape, (tuple, list)):
+        raise SpecError(f"{name} is {value!r}: give an array or its shape")
+    return tuple(int(n) for n in shape)
+
+
+def plan(
+    x: Any,
+    weight: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    output_size: Any = None,
+    padding_mode: str = "zeros",
+    activation: Any = None,
+    transposed: bool = True,
+    dtype: str = "float32",
+) -> Plan:
+    """The plan that `conv_transpose` (or `conv`, with `transposed=False`) would use; printing it explains it.
+
+    >>> made = plan((1, 256, 32, 24), (256, 256, 4, 4), stride=2, padding=1)
+    >>> print(str(made).splitlines()[0])
+    ConvTranspose2d 256 -> 256, kernel 4x4, stride 2x2, padding 1x1      (1, 256, 32, 24) -> (1, 256, 64, 48) float32
+
+    `x` and `weight` are arrays or shapes; nothing is computed or compiled. Raises SpecError as the call would.
+    """
+    shape, kernel = _shape("x", x), _shape("weight", weight)
+    rank = len(kernel) - 2
+    if rank not in (1, 2, 3) or len(shape) not in (rank + 1, rank + 2):
+        raise SpecError(f"x of shape {shape} and weight of shape {kernel} are no layer: give (N, C, *spatial) and torch's weight")
+    if dtype not in ("float32", "float64"):
+        raise SpecError(f"dtype is {dtype!r}: use float32 or float64")
+    many = kernel[1] * (groups if isinstance(groups, int) and groups >= 1 else 1)
+    spec = ConvSpec.make(
+        transposed=transposed,
+        in_channels=kernel[0] if transposed else many,
+        out_channels=many if transposed else kernel[0],
+        kernel_size=kernel[2:],
+        stride=stride,
+        padding=padding,
+        output_padding=0 if output_size is not None else output_padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        activation=activation,
+        rank=rank,
+    )
+    if output_size is not None:
+        spec = spec.with_output_size(shape[-rank:], output_size)
+    if shape[-rank - 1] != spec.in_channels:
+        raise SpecError(f"x has {shape[-rank - 1]} channels (shape {shape}) and weight of shape {kernel} takes {spec.in_channels}")
+    return execute.make_plan(spec, shape[0] if len(shape) == rank + 2 else 1, shape[-rank:], dtype)

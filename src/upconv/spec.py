@@ -280,9 +280,7 @@ class ConvSpec:
                 if self.transposed
                 else "use a smaller kernel or dilation, more padding or a larger input"
             )
-            raise SpecError(
-                f"{self} on input {times(sizes)} gives output {tuple(out)}: every size must be at least 1; {advice}"
-            )
+            raise SpecError(f"{self} on input {times(sizes)} gives output {tuple(out)}: every size must be at least 1; {advice}")
         return tuple(out)
 
     def with_output_size(self, input_size: Sequence[int], output_size: Any) -> ConvSpec:
@@ -297,9 +295,7 @@ class ConvSpec:
             target = target[-self.rank :]
         wanted = per_dimension("output_size", target, self.rank, 1)
         sizes = per_dimension("input_size", input_size, self.rank, 1)
-        extra = required_output_padding(
-            sizes, wanted, self.kernel_size, self.stride, self.padding, self.dilation
-        )
+        extra = required_output_padding(sizes, wanted, self.kernel_size, self.stride, self.padding, self.dilation)
         return replace(self, output_padding=extra)
 
     def macs(self, input_size: Sequence[int], batch: int = 1) -> int:
@@ -325,6 +321,40 @@ class ConvSpec:
         if self.activation:
             parts.append(str(self.activation))
         return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A layer with its sizes: all that a plan needs to know. `dtype` is "float32" or "float64"."""
+
+    spec: ConvSpec
+    batch: int
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self.dtype == "float32" else 8
+
+    @property
+    def flops(self) -> int:
+        """Two for each multiply-add of the direct sum, borders not subtracted."""
+        return 2 * self.spec.macs(self.input_size, self.batch)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.spec.in_channels, *self.input_size)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.spec.out_channels, *self.output_size)
+
+    @property
+    def bytes(self) -> int:
+        """What any algorithm must move: input, output and weights once."""
+        numbers = prod(self.input_shape) + prod(self.output_shape) + prod(self.spec.weight_shape)
+        return numbers * self.itemsize
 
 
 def required_output_padding(
@@ -354,8 +384,4 @@ def required_output_padding(
     if min(near) >= 1:
         extra = tuple(n - a for n, a in zip(near, least, strict=True))
         advice = f"; use output_padding {extra} for {near}, or another kernel or padding for {output_size}"
-    raise SpecError(
-        f"output_size {output_size} is not reachable: {shape} on input {input_size} gives {reach}{advice}"
-    )
-
-
+    raise SpecError(f"output_size {output_size} is not reachable: {shape} on input {input_size} gives {reach}{advice}")

@@ -63,9 +63,7 @@ def unpad_adjoint(full: NDArray, padding: Sequence[tuple[int, int]], mode: str) 
     return full
 
 
-def forward(
-    spec: ConvSpec, x: NDArray, weight: NDArray, bias: NDArray | None, output_size: Sequence[int]
-) -> NDArray:
+def forward(spec: ConvSpec, x: NDArray, weight: NDArray, bias: NDArray | None, output_size: Sequence[int]) -> NDArray:
     """The layer's output, (N, out_channels, *output_size), of a batched x of its own dtype."""
     y = (_transposed if spec.transposed else _conv)(spec, x, weight, tuple(output_size))
     if bias is not None:

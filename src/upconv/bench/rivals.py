@@ -1,0 +1,176 @@
+"""The contenders: each makes, of one layer's arrays, a callable that runs it once.
+
+A rival that is not installed, or that refuses a layer, is left out; the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv.spec import ConvSpec
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One layer with its arrays; x is batched, channels first, float32."""
+
+    spec: ConvSpec
+    x: NDArray[Any]
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None
+    threads: int
+
+
+def upconv(case: Case) -> Call:
+    """Our call on NumPy arrays with a weight that is known not to change, as a deployed layer's."""
+    from upconv import functional
+    from upconv.codegen import threads
+
+    threads.set_num_threads(case.threads)
+    return _ours(functional, case)
+
+
+def _ours(functional: Any, case: Case) -> Call:
+    s = case.spec
+    frozen = case.weight.copy()
+    frozen.flags.writeable = False
+    common = {"stride": s.stride, "padding": s.padding, "dilation": s.dilation, "groups": s.groups}
+    if s.transposed:
+        extra = s.output_padding
+        return lambda: functional.conv_transpose(case.x, frozen, case.bias, output_padding=extra, **common)
+    return lambda: functional.conv(case.x, frozen, case.bias, **common)
+
+
+def _torch(case: Case, channels_last: bool) -> Call:
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(case.threads)
+    s = case.spec
+    if any(lo != hi for lo, hi in s.padding):
+        raise ValueError("asymmetric padding")
+    x, w = torch.from_numpy(case.x), torch.from_numpy(case.weight)
+    bias = None if case.bias is None else torch.from_numpy(case.bias)
+    if channels_last:
+        formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+        if s.rank not in formats:
+            raise ValueError("no channels-last format of rank 1")
+        x, w = x.contiguous(memory_format=formats[s.rank]), w.contiguous(memory_format=formats[s.rank])
+    padding = [lo for lo, _ in s.padding]
+    if s.transposed:
+        function = getattr(F, f"conv_transpose{s.rank}d")
+        arguments = (x, w, bias, s.stride, padding, s.output_padding, s.groups, s.dilation)
+    else:
+        function = getattr(F, f"conv{s.rank}d")
+        arguments = (x, w, bias, s.stride, padding, s.dilation, s.groups)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return function(*arguments)
+
+    return call
+
+
+def torch_first(case: Case) -> Call:
+    """PyTorch, channels first, as most people call it."""
+    return _torch(case, channels_last=False)
+
+
+def torch_last(case: Case) -> Call:
+    """PyTorch on tensors that are channels-last already."""
+    return _torch(case, channels_last=True)
+
+
+def onnx_model(case: Case) -> bytes:
+    """The layer as an ONNX model with constant weights."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    s = case.spec
+    pads = [lo for lo, _ in s.padding] + [hi for _, hi in s.padding]
+    attributes: dict[str, Any] = {
+        "strides": s.stride, "pads": pads, "dilations": s.dilation, "group": s.groups, "kernel_shape": s.kernel_size,
+    }  # fmt: skip
+    if s.transposed:
+        attributes["output_padding"] = s.output_padding
+    names = ["x", "w"] + (["b"] if case.bias is not None else [])
+    node = helper.make_node("ConvTranspose" if s.transposed else "Conv", names, ["y"], **attributes)
+    out = (case.x.shape[0], s.out_channels, *s.output_size(case.x.shape[2:]))
+    constants = [numpy_helper.from_array(case.weight, "w")]
+    if case.bias is not None:
+        constants.append(numpy_helper.from_array(case.bias, "b"))
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, case.x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def onnx_runtime(case: Case) -> Call:
+    """ONNX Runtime's CPU provider."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = case.threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(onnx_model(case), options, providers=["CPUExecutionProvider"])
+    feed = {"x": case.x}
+    return lambda: session.run(None, feed)
+
+
+def openvino(case: Case) -> Call:
+    """OpenVINO's CPU device in float32."""
+    import openvino as ov
+
+    core = ov.Core()
+    settings = {"INFERENCE_NUM_THREADS": case.threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(onnx_model(case)), "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(ov.Tensor(case.x, shared_memory=True))
+
+    def call() -> Any:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return call
+
+
+RIVALS: dict[str, tuple[str, Callable[[Case], Call]]] = {
+    "torch": ("torch", torch_first),
+    "torch channels-last": ("torch", torch_last),
+    "ONNX Runtime": ("onnxruntime", onnx_runtime),
+    "OpenVINO": ("openvino", openvino),
+}
+"""Name -> (distribution, maker)."""
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything that plays a part; absent ones are left out."""
+    found = {}
+    for name in ("numpy", "llvmlite", "torch", "onnxruntime", "openvino", "onnx"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def result(value: Any) -> NDArray[Any]:
+    """A contender's output as an array, for the check that all compute the same."""
+    if isinstance(value, list):
+        value = value[0]
+    return np.asarray(value)

@@ -1,0 +1,41 @@
+"""Fair timing: contenders in turn, in bursts, medians.
+
+A contender's worker threads go on spinning for a while after its call and would be charged to the next one, so each burst
+starts with a pause and one call that is not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+PAUSE = 0.004
+COUNTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of one contender: the median, the best, and how many calls were counted."""
+
+    median: float
+    best: float
+    count: int
+
+
+def race(calls: Mapping[str, Callable[[], Any]], seconds: float = 1.0, rounds: tuple[int, int] = (4, 40)) -> dict[str, Times]:
+    """Times of every contender; rounds go on for about `seconds`, within the given least and most."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    begun, done = time.perf_counter(), 0
+    while done < rounds[0] or (done < rounds[1] and time.perf_counter() - begun < seconds):
+        for name, call in calls.items():
+            time.sleep(PAUSE)
+            call()
+            for _ in range(COUNTED):
+                start = time.perf_counter()
+                call()
+                found[name].append(time.perf_counter() - start)
+        done += 1
+    return {name: Times(median(t), min(t), len(t)) for name, t in found.items()}

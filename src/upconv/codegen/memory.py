@@ -1,0 +1,109 @@
+"""Memory that comes back: outputs and workspaces reuse pages that are already mapped.
+
+First touch of fresh pages costs more than many layers do. A `lease` is a block from the pool; when the array made of it (and
+every view) is gone, the block returns. At most `MOST_FREE` bytes wait for reuse.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_FREE = 256 << 20
+SMALL = 64 << 10
+_PAGE = 64 << 10
+
+_lock = threading.Lock()
+_free: dict[int, list[mmap.mmap]] = {}
+_free_bytes = 0
+
+
+def _forget() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _size_class(size: int) -> int:
+    """Rounded up so that nearly equal sizes share blocks: to an eighth of the power of two below, and to whole pages."""
+    unit = max(_PAGE, 1 << max(0, size.bit_length() - 4))
+    return -(-size // unit) * unit
+
+
+def _take(size: int) -> mmap.mmap:
+    global _free_bytes
+    with _lock:
+        waiting = _free.get(size)
+        if waiting:
+            _free_bytes -= size
+            return waiting.pop()
+    block = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE") and size >= 4 << 20:
+        try:
+            block.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without huge pages serves small ones
+    return block
+
+
+def _give(block: mmap.mmap, size: int) -> None:
+    global _free_bytes
+    with _lock:
+        if _free_bytes + size <= MOST_FREE:
+            _free.setdefault(size, []).append(block)
+            _free_bytes += size
+
+
+class _Lease:
+    """Holds a block for the array made of it."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "block", "size")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int):
+        self.size = size
+        self.block = _take(size)
+        address = np.frombuffer(self.block, np.uint8).ctypes.data
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (address, False),
+        }
+
+    def __del__(self) -> None:
+        try:
+            _give(self.block, self.size)
+        except (AttributeError, TypeError):
+            pass  # interpreter shutdown
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Like np.empty: a C-contiguous array whose memory is reused once it is gone.
+
+    >>> empty((2, 3), np.float32).shape
+    (2, 3)
+    """
+    dtype = np.dtype(dtype)
+    size = prod(shape) * dtype.itemsize
+    if size < SMALL:
+        return np.empty(shape, dtype)
+    return np.asarray(_Lease(shape, dtype, _size_class(size)))
+
+
+def trim() -> int:
+    """Give all waiting memory back to the system; returns the bytes freed."""
+    global _free_bytes
+    with _lock:
+        freed = _free_bytes
+        _free.clear()
+        _free_bytes = 0
+    return freed

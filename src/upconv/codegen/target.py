@@ -1,0 +1,89 @@
+"""What the machine can do: vector width, registers, cache sizes. A plain value, so plans can be made for pretend targets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A processor as the kernels see it. `name` stands in kernel names; sizes in bytes."""
+
+    name: str
+    triple: str
+    cpu: str
+    features: str
+    vector_bytes: int
+    registers: int
+    l1: int
+    l2: int
+    masks: bool
+    """Whether masked loads and stores cost about what plain ones do."""
+    hertz: float = 3e9
+    """A nominal clock, for estimates that are compared with each other only."""
+
+    def lanes(self, itemsize: int) -> int:
+        return self.vector_bytes // itemsize
+
+    def peak_flops(self, itemsize: int) -> float:
+        """Nominal flops a second of one thread: two fused multiply-adds a cycle."""
+        return 4 * self.lanes(itemsize) * self.hertz
+
+
+X86_LEVELS = {  # name -> (LLVM cpu, vector bytes, vector registers)
+    "avx512": ("x86-64-v4", 64, 32),
+    "avx2": ("x86-64-v3", 32, 16),
+    "sse2": ("x86-64", 16, 16),
+}
+
+
+def _cache_size(index: int, default: int) -> int:
+    """A data cache's size in bytes as Linux tells it, or the default."""
+    try:
+        text = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text().strip()
+        return int(text.rstrip("KM")) * {"K": 1024, "M": 1 << 20}.get(text[-1], 1)
+    except (OSError, ValueError):
+        return default
+
+
+def _host() -> tuple[str, str, dict[str, bool]]:
+    import llvmlite.binding as llvm
+
+    return llvm.get_default_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
+
+
+@lru_cache(maxsize=8)
+def host(level: str | None = None) -> Target:
+    """The machine this runs on; `level` (or UPCONV_TARGET) asks for less than it has: avx2 or sse2 on x86-64.
+
+    Raises ValueError for a level the machine does not have.
+    """
+    triple, cpu, features = _host()
+    level = level or os.environ.get("UPCONV_TARGET") or None
+    l1, l2 = _cache_size(0, 32 << 10), _cache_size(2, 512 << 10)
+    arch = triple.split("-")[0]
+    if arch in ("x86_64", "amd64"):
+        has = {
+            "avx512": all(features.get(f) for f in ("avx512f", "avx512vl", "avx512dq", "avx512bw", "fma")),
+            "avx2": bool(features.get("avx2") and features.get("fma")),
+            "sse2": True,
+        }
+        best = next(name for name in X86_LEVELS if has[name])
+        chosen = level or best
+        if not has.get(chosen, False):
+            known = ", ".join(name for name in X86_LEVELS if has[name])
+            raise ValueError(f"UPCONV_TARGET is {chosen!r}: this machine offers {known}")
+        generic, width, registers = X86_LEVELS[chosen]
+        if chosen == best:
+            flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))
+            return Target(chosen, triple, cpu, flags, width, registers, l1, l2, masks=chosen == "avx512")
+        return Target(chosen, triple, generic, "", width, registers, l1, l2, masks=chosen == "avx512")
+    if level:
+        raise ValueError(f"UPCONV_TARGET is {level!r}: it is for x86-64, this machine is {arch}")
+    flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))
+    if arch in ("aarch64", "arm64"):
+        return Target("neon", triple, cpu, flags, 16, 32, l1, l2, masks=False)
+    return Target("generic", triple, cpu, flags, 16, 16, l1, l2, masks=False)

@@ -1,0 +1,322 @@
+"""Running one job on several threads: one face, two runtimes.
+
+Where PyTorch has brought an OpenMP runtime into the process, its pool is used: a second pool would fight with its spinning
+threads for the cores. Elsewhere workers of our own wait inside emitted code, spinning for a short while and then sleeping
+in the kernel (futex), so that a call costs about a microsecond when hot. A worker that has not woken by the time the caller
+has drawn the last task is not waited for.
+
+A forked child never uses the parent's OpenMP pool (libgomp hangs there); it starts workers of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from upconv.codegen import jit
+from upconv.codegen.ir import Function, Value, module
+from upconv.codegen.target import Target
+
+SPINS = 4000  # about 100-200 microseconds of pauses
+MOST_THREADS = 64
+_BLOCK = 128  # bytes a worker: state, sleeping, function, padded to two lines
+_STATE, _SLEEPING, _FUNCTION = 0, 1, 2
+_STOP = 4
+_FUTEX = {"x86_64": 202, "aarch64": 98}
+
+_chosen: int | None = None
+
+
+def available() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    return min(os.cpu_count() or 1, MOST_THREADS)
+
+
+def set_num_threads(n: int) -> None:
+    """How many threads a call may use from now on, in every thread of the process.
+
+    >>> set_num_threads(1)
+    >>> get_num_threads()
+    1
+    >>> set_num_threads(available())
+
+    Raises ValueError for less than 1. More than the processors that the process may use is taken as that many.
+    """
+    global _chosen
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"number of threads is {n!r}: give a whole number of at least 1")
+    _chosen = min(n, available())
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use: as set, else as PyTorch says where it is loaded, else one a processor."""
+    if _chosen is not None:
+        return _chosen
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return max(1, min(int(torch.get_num_threads()), available()))
+    return _default()
+
+
+@lru_cache(maxsize=1)
+def _default() -> int:
+    text = os.environ.get("UPCONV_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    return min(int(text), available()) if text.isdigit() and int(text) else available()
+
+
+# -- emitted code ------------------------------------------------------------------------------------------------------
+
+
+def _emit_pause(f: Function, target: Target) -> None:
+    if target.triple.startswith(("x86_64", "amd64")):
+        f.declarations["pause"] = "declare void @llvm.x86.sse2.pause()"
+        f.do("call void @llvm.x86.sse2.pause()")
+    elif target.triple.startswith(("aarch64", "arm64")):
+        f.declarations["pause"] = "declare void @llvm.aarch64.hint(i32)"
+        f.do("call void @llvm.aarch64.hint(i32 1)")
+
+
+def _emit_syscall(f: Function, number: int, address: Value, operation: int, value: int) -> None:
+    f.declarations["syscall"] = "declare i64 @syscall(i64, ...)"
+    f.do(f"call i64 (i64, ...) @syscall(i64 {number}, ptr {address.text}, i64 {operation}, i64 {value}, i64 0, i64 0, i64 0)")
+
+
+def _load(f: Function, address: Value) -> Value:
+    return f.emit(f"load atomic i64, ptr {address.text} seq_cst, align 8", "i64")
+
+
+def _store(f: Function, value: Value, address: Value) -> None:
+    f.do(f"store atomic i64 {value.text}, ptr {address.text} seq_cst, align 8")
+
+
+def _exchange(f: Function, address: Value, old: Value, new: Value) -> Value:
+    """Whether the word was `old` and is now `new`."""
+    pair = f.emit(f"cmpxchg ptr {address.text}, i64 {old.text}, i64 {new.text} seq_cst seq_cst", "{ i64, i1 }")
+    return f.emit(f"extractvalue {{ i64, i1 }} {pair.text}, 1", "i1")
+
+
+def _emit_worker(target: Target, futex: int) -> Function:
+    """`worker(block)`: waits for an offer, runs it, until told to stop.
+
+    The state word is 0 when idle, job|1 when offered, job|2 when running, _STOP to end. Jobs are 64-byte aligned.
+    """
+    f = Function("worker", [("block", "ptr")])
+    block = f.arguments[0].of("i64")
+    state, sleeping, function = block[_STATE], block[_SLEEPING], block[_FUNCTION]
+    wait, look, idle, sleep, take, run, done = (f.label(n) for n in ("wait", "look", "idle", "sleep", "take", "run", "done"))
+    f.do(f"br label %{wait}")
+    f.start(wait)
+    f.do(f"br label %{look}")
+    f.start(look)
+    spins = f.emit(f"phi i64 [ 0, %{wait} ], [ %more, %{idle} ]", "i64")
+    now = _load(f, state)
+    f.do(f"br i1 {(now & f.value(1)).equals(1).text}, label %{take}, label %{idle}")
+    f.start(idle)
+    _emit_pause(f, target)
+    f.do(f"%more = add i64 {spins.text}, 1")
+    stop = now.equals(_STOP)
+    f.do(f"%spent = icmp sge i64 %more, {SPINS}")
+    tired = f.emit(f"or i1 {stop.text}, %spent", "i1")
+    f.do(f"br i1 {tired.text}, label %{sleep}, label %{look}")
+    f.start(sleep)
+    over = f.label("over")
+    f.do(f"br i1 {stop.text}, label %{done}, label %{over}")
+    f.start(over)
+    _store(f, f.value(1), sleeping)
+    _emit_syscall(f, futex, state, 128, 0)  # FUTEX_WAIT | FUTEX_PRIVATE_FLAG while the word is 0
+    _store(f, f.value(0), sleeping)
+    f.do(f"br label %{wait}")
+    f.start(take)
+    job = f.emit(f"xor i64 {now.text}, 1", "i64")
+    running = f.emit(f"or i64 {job.text}, 2", "i64")
+    f.do(f"br i1 {_exchange(f, state, now, running).text}, label %{run}, label %{wait}")
+    f.start(run)
+    code, data = f.load("ptr", function), f.emit(f"inttoptr i64 {job.text} to ptr", "ptr")
+    f.do(f"call void {code.text}(ptr {data.text})")
+    _store(f, f.value(0), state)
+    f.do(f"br label %{wait}")
+    f.start(done)
+    return f
+
+
+def _emit_submit(target: Target, futex: int) -> Function:
+    """`submit(blocks, count, function, job)`: offers the job to `count` workers, works on it, waits for those who took it."""
+    f = Function("submit", [("blocks", "ptr"), ("count", "i64"), ("function", "ptr"), ("job", "ptr")])
+    blocks, count, function, job = f.arguments
+    address = f.emit(f"ptrtoint ptr {job.text} to i64", "i64")
+    offered, running = f.emit(f"or i64 {address.text}, 1", "i64"), f.emit(f"or i64 {address.text}, 2", "i64")
+    claimed = f.emit(f"or i64 {address.text}, 3", "i64")
+    claimed = f.emit(f"xor i64 {claimed.text}, 1", "i64")  # job|2: not offered yet, not idle
+    with f.loop(0, count, name="offer") as i:
+        block = blocks.of("i64")[i * (_BLOCK // 8)]
+        with f.when(_exchange(f, block[_STATE], f.value(0), claimed), name="idle"):
+            f.store(Value(f, function.text, "ptr"), block[_FUNCTION])
+            _store(f, offered, block[_STATE])
+            with f.when(_load(f, block[_SLEEPING]).equals(1), name="asleep"):
+                _emit_syscall(f, futex, block[_STATE], 129, 1)  # FUTEX_WAKE | FUTEX_PRIVATE_FLAG
+    f.do(f"call void {function.text}(ptr {job.text})")
+    with f.loop(0, count, name="collect") as i:
+        state = blocks.of("i64")[i * (_BLOCK // 8)][_STATE]
+        with f.otherwise(_exchange(f, state, offered, f.value(0)), name="taken"):
+            spin, again, done = f.label("spin"), f.label("again"), f.label("collected")
+            f.do(f"br label %{spin}")
+            f.start(spin)
+            f.do(f"br i1 {_load(f, state).equals(running).text}, label %{again}, label %{done}")
+            f.start(again)
+            _emit_pause(f, target)
+            f.do(f"br label %{spin}")
+            f.start(done)
+    return f
+
+
+# -- runtimes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Workers:
+    """Workers of our own. `threads[i]` waits at block i."""
+
+    memory: Any
+    address: int
+    submit: Any
+    worker: Any
+    threads: list[threading.Thread]
+
+    def grow(self, count: int) -> None:
+        while len(self.threads) < count:
+            at = self.address + len(self.threads) * _BLOCK
+            thread = threading.Thread(target=self.worker, args=(at,), name="upconv worker", daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends idle workers; called at exit, when none is running."""
+        for i in range(len(self.threads)):
+            ctypes.c_int64.from_address(self.address + i * _BLOCK).value = _STOP
+        wake = ctypes.CDLL(None).syscall
+        for i, thread in enumerate(self.threads):
+            wake(_FUTEX[os.uname().machine], ctypes.c_void_p(self.address + i * _BLOCK), 129, 1, None, None, 0)
+            thread.join(timeout=1.0)
+
+
+_workers: _Workers | None = None
+_workers_lock = threading.Lock()
+_forked = False
+_gomp_used = False
+
+
+def _reset_after_fork() -> None:
+    global _workers, _workers_lock, _forked
+    _workers, _workers_lock = None, threading.Lock()
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+def _stop_at_exit() -> None:
+    if _workers is not None:
+        _workers.stop()
+
+
+def _own(target: Target) -> _Workers | None:
+    """Our workers, or None where there is no futex."""
+    global _workers
+    if _workers is not None:
+        return _workers
+    futex = _FUTEX.get(os.uname().machine) if sys.platform == "linux" else None
+    if futex is None:
+        return None
+    with _workers_lock:
+        if _workers is None:
+            code = jit.get(
+                "threads",
+                f"spins {SPINS}",
+                ("worker", "submit"),
+                lambda: module([_emit_worker(target, futex), _emit_submit(target, futex)]),
+                target,
+            )
+            memory = ctypes.create_string_buffer(_BLOCK * (MOST_THREADS + 1))
+            address = -(-ctypes.addressof(memory) // _BLOCK) * _BLOCK
+            worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code["worker"])
+            types = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+            submit = ctypes.CFUNCTYPE(None, *types)(code["submit"])
+            _workers = _Workers(memory, address, submit, worker, [])
+            atexit.register(_stop_at_exit)
+    return _workers
+
+
+@lru_cache(maxsize=1)
+def _host_openmp(_loaded: bool) -> Any:
+    """`GOMP_parallel` of the OpenMP runtime that PyTorch ships, or None."""
+    torch = sys.modules.get("torch")
+    if not torch or not getattr(torch, "__file__", None):
+        return None
+    folder = Path(torch.__file__).parent
+    shipped = [*folder.glob("lib/libgomp*"), *folder.glob("lib/libomp*"), *folder.glob("lib/libiomp*")]
+    shipped += folder.parent.glob("torch.libs/libgomp*")
+    for path in shipped:
+        try:
+            parallel = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.restype = None
+        return parallel
+    return None
+
+
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@lru_cache(maxsize=4096)
+def entry(address: int) -> Any:
+    """The emitted function at an address as a Python callable of one pointer; the call releases the GIL."""
+    return _ENTRY(address)
+
+
+def run(address: int, job: int, count: int, target: Target) -> None:
+    """Calls the emitted `entry(job)` at `address` on up to `count` threads, this one among them; `job` is 64-byte aligned."""
+    if count <= 1:
+        entry(address)(job)
+        return
+    if not (_forked and _gomp_used):
+        parallel = _host_openmp("torch" in sys.modules)
+        if parallel is not None:
+            _note_gomp()
+            parallel(address, job, count, 0)
+            return
+    workers = _own(target)
+    if workers is None:
+        _run_python_threads(address, job, count)
+        return
+    if len(workers.threads) < count - 1:
+        with _workers_lock:
+            workers.grow(count - 1)
+    workers.submit(workers.address, count - 1, address, job)
+
+
+def _note_gomp() -> None:
+    global _gomp_used
+    _gomp_used = True
+
+
+def _run_python_threads(address: int, job: int, count: int) -> None:
+    """Where there is neither OpenMP nor futex: plain threads, started for the call."""
+    function = entry(address)
+    helpers = [threading.Thread(target=function, args=(job,)) for _ in range(count - 1)]
+    for thread in helpers:
+        thread.start()
+    function(job)
+    for thread in helpers:
+        thread.join()

@@ -1,0 +1,427 @@
+"""The direct sum, phase by phase: space in the vector lanes, output channels in the tile's rows.
+
+For a block of band positions (`geometry`), every phase is a small GEMM: its rows are (output channel, phase) pairs that read
+the same inputs, its depth is taps x input channels, its columns are positions. Loops, outermost first: jc (position
+blocks, one a task), ic (chunks of output channels), groups of phases, ir (tile rows), jr (tile columns).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv.codegen.ir import Function, Value, module
+from upconv.codegen.target import Target
+from upconv.kernels import job as jobs
+from upconv.kernels import microkernel, pack, store
+from upconv.kernels.geometry import Band, band
+from upconv.kernels.microkernel import Tile
+from upconv.spec import Problem
+
+NAME = "direct"
+ELEMENTS = {"float32": "float", "float64": "double"}
+SLOTS = jobs.Slots(
+    (
+        *pack.SLOTS,
+        *store.SLOTS,
+        "out_step_w",
+        "y",
+        "weight",
+        "phase_groups",
+        "group_count",
+        "taps",
+        "length",
+        "block",
+        "block_count",
+        "splits",
+        "chunks_a_split",
+        "chunks",
+        "chunk",
+        "channels_out",
+        "left",
+        "right",
+        "weight_group",
+        "x_group",
+        "table_bytes",
+        "scratch_bytes",
+    )  # fmt: skip
+)
+GROUP = 5  # i64 a phase group: tap count, tap table offset, tile blocks, weight offset, first scratch row
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseGroup:
+    """Phases that read the same inputs: (kernel indices of each tap, one entry a phase), and the taps' (flat, plane)."""
+
+    phases: tuple[int, ...]
+    reads: tuple[tuple[int, int], ...]
+    kernels: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops; the same for every group of channels."""
+
+    tile: Tile
+    chunk: int
+    chunks: int
+    tile_blocks: tuple[int, ...]
+    block: int
+    block_count: int
+    splits: int
+    left: int
+    right: int
+    plane_pitch: int
+    channel_pitch: int
+    table_bytes: int
+    scratch_bytes: int
+    band_bytes: int
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.table_bytes + self.scratch_bytes + self.band_bytes + 256
+
+    @property
+    def scratch_rows(self) -> int:
+        return sum(self.tile_blocks) * self.tile.rows
+
+
+def rejects(problem: Problem, target: Target) -> str | None:
+    """Why this kernel cannot run the problem, or None."""
+    if problem.spec.padding_mode != "zeros":
+        return f"padding_mode {problem.spec.padding_mode} is folded outside the kernel"
+    return None
+
+
+def phase_groups(shape: Band) -> tuple[PhaseGroup, ...]:
+    """The phases, those with equal reads together."""
+    found: dict[tuple[tuple[int, int], ...], list[tuple[int, list[tuple[int, ...]]]]] = {}
+    for number, taps in enumerate(shape.taps()):
+        reads = tuple((flat, plane) for _, flat, plane in taps)
+        found.setdefault(reads, []).append((number, [k for k, _, _ in taps]))
+    return tuple(
+        PhaseGroup(
+            tuple(number for number, _ in members),
+            reads,
+            tuple(tuple(kernels[t] for _, kernels in members) for t in range(len(reads))),
+        )
+        for reads, members in found.items()
+    )
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _step_cycles(tile: Tile) -> float:
+    """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice."""
+    crossing = 2 if tile.lanes * 4 >= 64 else 1.5
+    loads = tile.rows + tile.vectors * crossing
+    return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.5
+
+
+@lru_cache(maxsize=4096)
+def _choose_tile(element: str, target: Target, channels: int, groups: tuple[tuple[int, int], ...], length: int) -> tuple[Tile, int]:
+    """The tile and chunk that waste least; `groups` holds (phases, taps) of each phase group."""
+    best: tuple[float, Tile, int] | None = None
+    phases = sum(p for p, _ in groups)
+    for tile in microkernel.tiles(element, target):
+        if tile.width > _round_up(length, tile.lanes) and tile.vectors > 1:
+            continue
+        columns = _round_up(length, tile.width)
+        for parts in range(1, min(channels, 96) + 1):
+            chunk = ceil(channels / parts)
+            if chunk * phases * tile.width * 4 > target.l2 // 4 and chunk > 1:
+                continue
+            if chunk * phases < tile.rows and parts > 1:
+                break
+            steps = sum(max(t, 0.25) * ceil(chunk * p / tile.rows) for p, t in groups)
+            cost = ceil(channels / chunk) * steps * columns / tile.width * _step_cycles(tile)
+            cost *= 1 + 0.02 * (chunk * phases > 64)
+            if best is None or cost < best[0]:
+                best = (cost, tile, chunk)
+    assert best is not None
+    return best[1], best[2]
+
+
+@lru_cache(maxsize=512)
+def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+    """Blocks that keep a task's band and scratch in the second-level cache, and every thread busy."""
+    spec = problem.spec
+    shape = band(problem)
+    groups = phase_groups(shape)
+    channels_in, channels_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    length = shape.length
+    tile, chunk = _choose_tile(
+        ELEMENTS[problem.dtype],
+        target,
+        channels_out,
+        tuple((len(g.phases), len(g.reads)) for g in groups),
+        length,
+    )
+    chunks = ceil(channels_out / chunk)
+    tile_blocks = tuple(ceil(chunk * len(g.phases) / tile.rows) for g in groups)
+    flats = [flat for g in groups for flat, _ in g.reads] or [0]
+    left, right = max(0, -min(flats)), max(0, max(flats))
+    rows = sum(tile_blocks) * tile.rows
+    item = problem.itemsize
+    planes = shape.planes
+    band_room, scratch_room = target.l2 * 0.45 / item, target.l2 * 0.25 / item
+    most = min(
+        band_room / (channels_in * planes) - left - right,
+        scratch_room / rows,
+    )
+    most = max(tile.width * 2, 256 if channels_in * planes < 1024 else 128, int(most))
+    block_count = max(1, ceil(length / most))
+    jobs_now = block_count * spec.groups
+    if jobs_now < 4 * threads and length > 4 * tile.width:
+        wanted = ceil(4 * threads / spec.groups)
+        block_count = max(block_count, min(wanted, length // max(4 * tile.width, 2 * (left + right)) or 1))
+    if spec.groups == 1 and block_count > 1:
+        block_count = _round_up(block_count, threads)
+    block = _round_up(ceil(length / block_count), tile.width)
+    block_count = max(1, ceil(length / block))
+    splits = 1
+    if block_count * spec.groups < 4 * threads and chunks > 1:
+        splits = min(chunks, ceil(2 * threads / (block_count * spec.groups)))
+        splits = ceil(chunks / ceil(chunks / splits))
+    plane_pitch = _round_up(block + left + right + tile.lanes, 16)
+    channel_pitch = plane_pitch * planes
+    while channel_pitch * item % 1024 == 0 or channel_pitch * item % 4096 < 64:
+        channel_pitch += 16
+    out_rows = (block // shape.axes[2].pitch + 3) * shape.axes[0].out_step * shape.axes[1].out_step
+    return Blocking(
+        tile=tile,
+        chunk=chunk,
+        chunks=chunks,
+        tile_blocks=tile_blocks,
+        block=block,
+        block_count=block_count,
+        splits=splits,
+        left=left,
+        right=right,
+        plane_pitch=plane_pitch,
+        channel_pitch=channel_pitch,
+        table_bytes=_round_up((out_rows + 1) * store.ENTRY * 8, 64),
+        scratch_bytes=_round_up(rows * block * item, 64),
+        band_bytes=_round_up((channels_in * channel_pitch + 2 * tile.width) * item, 64),
+    )
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def pack_weight(problem: Problem, how: Blocking, weight: NDArray[Any]) -> NDArray[Any]:
+    """Weights in the order the tiles read them: per channel group and phase group [chunk][block][tap][channel][row]."""
+    spec = problem.spec
+    g, c, m = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    kernel = (1,) * (3 - spec.rank) + spec.kernel_size
+    if spec.transposed:
+        w = weight.reshape(g, c, m, *kernel)
+    else:
+        w = weight.reshape(g, m, c, *kernel).swapaxes(1, 2)
+    parts = []
+    for group, blocks in zip(phase_groups(band(problem)), how.tile_blocks, strict=True):
+        taps, phases = len(group.reads), len(group.phases)
+        if not taps:
+            continue
+        index = np.array(group.kernels).reshape(taps * phases, 3)
+        chosen = w[:, :, :, index[:, 0], index[:, 1], index[:, 2]].reshape(g, c, m, taps, phases)
+        packed = np.zeros((g, how.chunks, blocks * how.tile.rows, taps, c), weight.dtype)
+        padded = np.zeros((g, how.chunks * how.chunk, phases, taps, c), weight.dtype)
+        padded[:, :m] = chosen.transpose(0, 2, 4, 3, 1)
+        packed[:, :, : how.chunk * phases] = padded.reshape(g, how.chunks, how.chunk * phases, taps, c)
+        packed = packed.reshape(g, how.chunks, blocks, how.tile.rows, taps, c).transpose(0, 1, 2, 4, 5, 3)
+        parts.append(packed.reshape(g, -1))
+    if not parts:
+        return np.zeros(16, weight.dtype)
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+# -- run-time numbers --------------------------------------------------------------------------------------------------
+
+
+def bind(problem: Problem, how: Blocking) -> jobs.Bound:
+    """The job's numbers and tables for these sizes."""
+    spec, shape = problem.spec, band(problem)
+    groups = phase_groups(shape)
+    d, h, w = shape.axes
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    rows = how.tile.rows
+    taps, group_rows, phase_rows = [], [], np.zeros((prod(a.out_step for a in shape.axes), 2), np.int64)
+    weight_at = first_row = 0
+    for group, blocks in zip(groups, how.tile_blocks, strict=True):
+        depth = len(group.reads) * c * rows
+        group_rows.append((len(group.reads), len(taps), blocks, weight_at, first_row))
+        taps += [(flat + plane * how.plane_pitch, t * c * rows) for t, (flat, plane) in enumerate(group.reads)]
+        for i, phase in enumerate(group.phases):
+            phase_rows[phase] = (first_row + i, len(group.phases))
+        weight_at += how.chunks * blocks * depth
+        first_row += blocks * rows
+    image_in, image_out = prod(problem.input_size), prod(problem.output_size)
+    slots = {
+        "channels": c, "x_image": spec.in_channels * image_in, "x_channel": image_in,
+        "x_d": h.size * w.size, "x_h": w.size, "size_d": d.size, "size_h": h.size, "size_w": w.size,
+        "step_d": d.in_step, "step_h": h.in_step, "base_d": d.base, "base_h": h.base, "base_w": w.base,
+        "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
+        "planes_d": d.planes, "planes_h": h.planes, "lead": ceil(how.left / shape.volume),
+        "plane_pitch": how.plane_pitch, "channel_pitch": how.channel_pitch,
+        "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
+        "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step,
+        "crop_d": d.crop, "crop_h": h.crop, "crop_w": w.crop, "positions_w": w.positions,
+        "y_image": spec.out_channels * image_out, "y_channel": image_out, "scratch_pitch": how.block,
+        "group_count": len(groups), "length": shape.length, "block": how.block, "block_count": how.block_count,
+        "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks,
+        "chunk": how.chunk, "channels_out": m, "left": how.left, "right": how.right,
+        "weight_group": weight_at, "x_group": c * image_in,
+        "table_bytes": how.table_bytes, "scratch_bytes": how.scratch_bytes, "workspace_bytes": how.workspace_bytes,
+    }  # fmt: skip
+    tables = {
+        "taps": np.array(taps or [(0, 0)], np.int64),
+        "phase_groups": np.array(group_rows, np.int64),
+        "phase_rows": phase_rows,
+    }
+    return jobs.Bound(slots, tables, how.block_count * spec.groups * how.splits)
+
+
+# -- code --------------------------------------------------------------------------------------------------------------
+
+
+def code_name(problem: Problem, how: Blocking, target: Target) -> str:
+    """The kernel's symbol, which decodes itself."""
+    kind = "convt" if problem.spec.transposed else "conv"
+    return f"{kind}_f{problem.itemsize * 8}_{NAME}_{how.tile}_{target.name}"
+
+
+def code_parameters(problem: Problem, how: Blocking) -> str:
+    """Everything that the emitted code depends on."""
+    inner = band(problem).axes[2]
+    step = inner.out_step if inner.out_step <= how.tile.lanes else 0
+    return f"{how.tile!r} out {step} in {inner.in_step}/{inner.planes} {problem.spec.activation!r}"
+
+
+def emit(problem: Problem, how: Blocking) -> str:
+    """The module's IR text; its entry is `entry(job)`."""
+    tile, inner = how.tile, band(problem).axes[2]
+    step = inner.out_step if inner.out_step <= tile.lanes else 0
+    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, inner.in_step, inner.planes), SLOTS)
+    do_rows = store.emit_rows(SLOTS)
+    do_store = store.emit(store.Store(tile.element, tile.lanes, step, problem.spec.activation), SLOTS)
+    do_tile = microkernel.emit(tile)
+
+    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
+        position, rest = number % s["block_count"], number // s["block_count"]
+        split, group = rest % s["splits"], rest // s["splits"]
+        low = position * s["block"]
+        width = f.minimum(s["length"] - low, s["block"])
+        table = workspace
+        scratch = workspace[s["table_bytes"]].of(tile.element)
+        stored = workspace[s["table_bytes"] + s["scratch_bytes"]].of(tile.element)
+        x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
+        y = SLOTS.pointer(f, job, "y", tile.element)
+        weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
+        wide = (width + (tile.width - 1)) // tile.width * tile.width
+        f.call(do_pack, [job, x, stored, low - s["left"], low + wide + s["right"]])
+        count = f.call(do_rows, [job, table, low, low + width])
+        first = split * s["chunks_a_split"]
+        with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
+            _emit_chunk(f, job, s, ic, stored[s["left"]], weight, scratch, wide, tile, do_tile)
+            channel = ic * s["chunk"]
+            number_out = group * s["channels_out"] + channel
+            several = f.minimum(s["channels_out"] - channel, s["chunk"])
+            y_plane = y[number_out * s["y_channel"]]
+            f.call(do_store, [job, table, count, scratch, y_plane, number_out, several])
+
+    entry = jobs.emit_entry("entry", SLOTS, task)
+    return module([do_tile, do_pack, do_rows, do_store, entry])
+
+
+_TASK_SLOTS = (
+    "channels", "channel_pitch", "scratch_pitch", "y_channel", "group_count", "length", "block", "block_count",
+    "splits", "chunks_a_split", "chunks", "chunk", "channels_out", "left", "right", "weight_group", "x_group",
+    "table_bytes", "scratch_bytes",
+)  # fmt: skip
+
+
+def _emit_chunk(
+    f: Function,
+    job: Value,
+    s: dict[str, Value],
+    ic: Value,
+    stored: Value,
+    weight: Value,
+    scratch: Value,
+    wide: Value,
+    tile: Tile,
+    do_tile: Function,
+) -> None:
+    """Every phase group of one chunk of output channels, into the scratch block."""
+    taps, table = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "phase_groups", "i64")
+    with f.loop(0, s["group_count"], name="pg") as pg:
+        count, first_tap, blocks, weight_at, first_row = (f.load("i64", table[pg * GROUP + i]) for i in range(GROUP))
+        depth = count * s["channels"] * tile.rows
+        with f.loop(0, blocks, name="ir") as ir:
+            left = weight[weight_at + (ic * blocks + ir) * depth]
+            row = scratch[(first_row + ir * tile.rows) * s["scratch_pitch"]]
+            with f.loop(0, wide, tile.width, name="jr") as jr:
+                f.call(
+                    do_tile,
+                    [
+                        left,
+                        stored[jr],
+                        taps[first_tap * 2],
+                        count,
+                        s["channels"],
+                        s["channel_pitch"],
+                        row[jr],
+                        s["scratch_pitch"],
+                    ],
+                )
+
+
+# -- what a plan says ----------------------------------------------------------------------------------------------------
+
+
+def tasks(problem: Problem, how: Blocking) -> int:
+    """Independent pieces of work."""
+    return how.block_count * problem.spec.groups * how.splits
+
+
+def macs(problem: Problem, how: Blocking) -> int:
+    """Multiply-adds done, padding of tiles and rows included."""
+    spec = problem.spec
+    depth = sum(
+        blocks * how.tile.rows * len(group.reads)
+        for group, blocks in zip(phase_groups(band(problem)), how.tile_blocks, strict=True)
+    )
+    columns = how.block_count * how.block
+    return depth * how.chunks * columns * (spec.in_channels // spec.groups) * spec.groups
+
+
+def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
+    """Estimated seconds: the tiles' cycles, and the bytes packed and stored, on the threads that can share them."""
+    tile = how.tile
+    steps = macs(problem, how) / (tile.rows * tile.width)
+    moved = (prod(problem.input_shape) * how.splits + 2 * prod(problem.output_shape)) * problem.itemsize
+    parallel = min(threads, tasks(problem, how))
+    return (steps * _step_cycles(tile) / target.hertz + moved / 10e9) / parallel + 5e-6
+
+
+def describe(problem: Problem, how: Blocking) -> str:
+    """The kernel's way with the problem, in a few words."""
+    groups = len(phase_groups(band(problem)))
+    phases = prod(problem.spec.stride) if problem.spec.transposed else 1
+    what = f"{phases} phases in {groups} groups" if phases > 1 else "one phase"
+    return f"{what}, blocks of {how.block} positions x {how.chunk} channels"
+
+
+def packing(problem: Problem, how: Blocking) -> object:
+    """What the packed weight's layout depends on besides the layer: sizes play no part, so it serves every length."""
+    groups = tuple((g.phases, g.kernels) for g in phase_groups(band(problem)))
+    return (how.tile.rows, how.chunk, groups)

@@ -1,0 +1,62 @@
+"""What the host hands to emitted code: one array of 64-bit slots, and the loop that draws tasks from it.
+
+Every kernel's entry is `entry(job)`. Any number of threads may call it with the same job: each takes a ticket (its share of
+the workspace) and draws task numbers from an atomic counter until none are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv.codegen.ir import Function, Value
+
+NEXT, TASKS, TICKET, WORKSPACE, WORKSPACE_BYTES = range(5)
+COMMON = ("next", "tasks", "ticket", "workspace", "workspace_bytes")
+
+
+class Slots:
+    """Named slots behind the common ones; loads them inside emitted code and numbers them for the host."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = (*COMMON, *names)
+        self.index = {name: i for i, name in enumerate(self.names)}
+
+    def read(self, f: Function, job: Value, name: str) -> Value:
+        """The slot as an integer."""
+        return f.load("i64", job.of("i64")[self.index[name]])
+
+    def pointer(self, f: Function, job: Value, name: str, element: str = "float") -> Value:
+        """The slot as a pointer to `element`."""
+        return f.load_pointer(job.of("i64")[self.index[name]], element)
+
+
+def emit_entry(name: str, slots: Slots, task: Callable[[Function, Value, Value, Value], None]) -> Function:
+    """`entry(job)`: draws tasks; `task(f, job, number, workspace)` writes the code of one."""
+    f = Function(name, [("job", "ptr")])
+    job = f.arguments[0].of("i64")
+    ticket = f.emit(f"atomicrmw add ptr {job[TICKET].text}, i64 1 monotonic, align 8", "i64")
+    workspace = slots.pointer(f, job, "workspace", "i8")[ticket * slots.read(f, job, "workspace_bytes")]
+    count = slots.read(f, job, "tasks")
+    draw, work, done = f.label("draw"), f.label("task"), f.label("done")
+    f.do(f"br label %{draw}")
+    f.start(draw)
+    number = f.emit(f"atomicrmw add ptr {job[NEXT].text}, i64 1 monotonic, align 8", "i64")
+    f.do(f"br i1 {(number < count).text}, label %{work}, label %{done}")
+    f.start(work)
+    task(f, job, number, workspace)
+    f.do(f"br label %{draw}")
+    f.start(done)
+    return f
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a call hands to the code besides the arrays' addresses: numbers, tables and the count of tasks."""
+
+    slots: dict[str, int]
+    tables: dict[str, NDArray[np.int64]]
+    tasks: int

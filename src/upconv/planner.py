@@ -1,0 +1,108 @@
+"""Plans: which kernel runs a problem, how it is blocked, what it costs, and why the others were not taken.
+
+A plan touches no array and compiles nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+from upconv.codegen.target import Target
+from upconv.kernels import direct
+from upconv.spec import Problem
+
+CANDIDATES: tuple[Any, ...] = (direct,)
+"""Every kernel that plans choose from; the reference runs what none of them takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The chosen kernel for a problem, and the reasons. `print(plan)` explains it."""
+
+    problem: Problem
+    target: Target
+    threads: int
+    algorithm: str
+    kernel: str
+    note: str
+    blocking: Any
+    not_chosen: tuple[tuple[str, str], ...]
+
+    @property
+    def module(self) -> Any:
+        """The kernel's module; None for the reference."""
+        return next((c for c in CANDIDATES if self.algorithm == c.NAME), None)
+
+    def __str__(self) -> str:
+        problem, how = self.problem, self.blocking
+        lines = [
+            f"{problem.spec}      {problem.input_shape} -> {problem.output_shape} {problem.dtype}",
+            f"kernel      {self.kernel}        {self.note}",
+        ]
+        direct_sum = problem.flops
+        if self.module is not None:
+            done = 2 * self.module.macs(problem, how)
+            lines.append(f"work        {_flops(direct_sum)} direct, {_flops(done)} done ({done / max(direct_sum, 1):.2f})")
+        size = problem.itemsize
+        moved = [prod(shape) * size for shape in (problem.input_shape, problem.output_shape)]
+        weight = prod(problem.spec.weight_shape) * size
+        lines.append(f"traffic     {_bytes(moved[0])} in, {_bytes(moved[1])} out, {_bytes(weight)} weights")
+        if self.module is not None:
+            peak = self.target.peak_flops(size) * self.threads
+            least = direct_sum / peak
+            lines.append(
+                f"limit       {least * 1e3:.3g} ms for the direct sum on {self.threads} "
+                f"thread{'s' if self.threads > 1 else ''} at a nominal {self.target.hertz / 1e9:g} GHz"
+            )
+            lines.append(f"workspace   {_bytes(how.workspace_bytes)} a thread")
+        if self.not_chosen:
+            lines.append("not chosen  " + "; ".join(f"{name}: {reason}" for name, reason in self.not_chosen))
+        return "\n".join(lines)
+
+    @property
+    def summary(self) -> str:
+        """The plan in one line."""
+        return f"{self.kernel}, {self.threads} thread{'s' if self.threads > 1 else ''}; {self.note}"
+
+
+@lru_cache(maxsize=4096)
+def make(problem: Problem, target: Target | None, threads: int) -> Plan:
+    """The plan of a problem on a target; a target of None means a machine without a JIT."""
+    if target is None:
+        reason = "no code can be made on this machine"
+        return Plan(problem, Target("none", "", "", "", 0, 0, 0, 0, False), 1, "reference", "reference", reason, None, ())
+    rejected: list[tuple[str, str]] = []
+    offers = []
+    for kernel in CANDIDATES:
+        reason = kernel.rejects(problem, target)
+        if reason:
+            rejected.append((kernel.NAME, reason))
+            continue
+        how = kernel.blocking(problem, target, threads)
+        offers.append((kernel.cost(problem, how, target, threads), kernel, how))
+    if not offers or problem.batch == 0:
+        note = "nothing to compute" if problem.batch == 0 else "no compiled kernel takes this problem"
+        return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))
+    offers.sort(key=lambda offer: offer[0])
+    best, kernel, how = offers[0]
+    rejected += [(k.NAME, f"{cost / best:.1f}x the estimated time") for cost, k, _ in offers[1:]]
+    used = 1 if best < 25e-6 else min(threads, kernel.tasks(problem, how))
+    name = kernel.code_name(problem, how, target)
+    return Plan(problem, target, used, kernel.NAME, name, kernel.describe(problem, how), how, tuple(rejected))
+
+
+def _flops(value: float) -> str:
+    for unit, name in ((1e9, "GFLOP"), (1e6, "MFLOP")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.0f} FLOP"
+
+
+def _bytes(value: float) -> str:
+    for unit, name in ((1e6, "MB"), (1e3, "kB")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.0f} B"
