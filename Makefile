@@ -4,7 +4,7 @@ VENV ?= .venv
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN = $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
 .PHONY: demo test lint format clean
@@ -29,13 +29,15 @@ clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "upconv needs Python 3.10 or later; this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "upconv needs Python 3.10 or later; this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/base: $(BIN)/python $(INPUTS)
-	$(INSTALL) --editable .
-	touch $@
+	@echo 'installing upconv into $(VENV)'
+	@$(INSTALL) --editable .
+	@touch $@
 
 $(VENV)/test $(VENV)/dev: $(VENV)/%: $(BIN)/python $(INPUTS)
-	$(INSTALL) --editable '.[$*]'
-	touch $@
+	@echo 'installing upconv[$*] into $(VENV): minutes the first time, for PyTorch'
+	@$(INSTALL) --editable '.[$*]'
+	@touch $@

@@ -68,7 +68,9 @@ OutputSize = Annotated[
     str | None, typer.Option("--output-size", metavar="N", help="The size wanted; chooses the output padding")
 ]
 Conv = Annotated[bool, typer.Option("--conv", help="An ordinary convolution instead of a transposed one")]
-PaddingMode = Annotated[str, typer.Option("--padding-mode", help="zeros, circular, reflect or replicate")]
+PaddingMode = Annotated[
+    str, typer.Option("--padding-mode", metavar="NAME", help="zeros, circular, reflect or replicate")
+]
 ActivationName = Annotated[
     str | None,
     typer.Option("--activation", "-a", metavar="NAME", help="relu, leaky_relu:0.1, elu, sigmoid, tanh, silu"),
