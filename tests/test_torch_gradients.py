@@ -30,9 +30,7 @@ def functions(draw: st.DrawFn) -> tuple[Any, tuple[Any, ...]]:
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     options["padding_mode"] = mode
     if transposed:
-        options["output_padding"] = tuple(
-            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
-        )
+        options["output_padding"] = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
     function = getattr(nn, f"conv_transpose{rank}d" if transposed else f"conv{rank}d")
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
@@ -62,11 +60,11 @@ def test_slow_check_with_batched_gradients_and_the_recorded_operators(transposed
     """The dispatcher's path (an active dispatch mode forces it) has the same gradients as the eager one."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Watch(TorchDispatchMode):
-        seen: set[str] = set()
+    seen = set()
 
+    class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.seen.add(func.name())
+            seen.add(func.name())
             return func(*args, **(kwargs or {}))
 
     function = nn.conv_transpose1d if transposed else nn.conv1d
@@ -80,7 +78,7 @@ def test_slow_check_with_batched_gradients_and_the_recorded_operators(transposed
     assert torch.autograd.gradgradcheck(call, (x, w))
     with Watch():
         watched = torch.autograd.grad(call(x, w).square().sum(), (x, w))
-    assert {"upconv::conv", "upconv::input_gradient", "upconv::weight_gradient"} <= Watch.seen
+    assert {"upconv::conv", "upconv::input_gradient", "upconv::weight_gradient"} <= seen
     for a, b in zip(watched, torch.autograd.grad(call(x, w).square().sum(), (x, w)), strict=True):
         assert torch.equal(a, b)
 

@@ -54,9 +54,7 @@ def drawn(draw: st.DrawFn) -> tuple[str, dict[str, Any], tuple[int, ...]]:
     }
     size = tuple(draw(st.integers(1, 4)) for _ in range(rank))
     if name.startswith("ConvT"):
-        arguments["output_padding"] = tuple(
-            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
-        )
+        arguments["output_padding"] = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
     else:
         size = tuple(n + s for n, s in zip(size, span, strict=True))
     batch = draw(st.sampled_from([(), (1,), (2,)]))

@@ -14,7 +14,7 @@ from torch.utils import _pytree
 
 from upconv.torch import finding
 from upconv.torch.calls import refusal
-from upconv.torch.fusing import Fused, FusedSequence, Skip, flattened, plain_sequence
+from upconv.torch.fusing import Fused, FusedSequence, Joined, Owner, Skip, flattened, plain_sequence
 from upconv.torch.layers import OURS, spec_of
 from upconv.torch.measuring import in_turn
 from upconv.torch.report import Row, show
@@ -159,15 +159,17 @@ def _our_class(module: nn.Module, base: type[nn.Module]) -> type[nn.Module]:
 def _changes(candidates: list[Candidate]) -> list[Change]:
     """What hands these layers over: classes first, then the forwards of what is joined."""
     changes: list[Change] = [c.swap for c in candidates]
-    sequences: dict[nn.Module, list[Fused]] = {}
+    owners: dict[nn.Module, list[Fused]] = {}
     for fused in (c.fused for c in candidates if c.fused is not None):
-        if plain_sequence(fused.owner):
-            sequences.setdefault(fused.owner, []).append(fused)
-        else:
-            changes.append(Forward(fused.layer, fused))
+        owners.setdefault(fused.owner, []).append(fused)
+    for owner, joined in owners.items():
+        if plain_sequence(owner):
+            changes.append(Forward(owner, _sequence(owner, joined)))
+            continue
+        changes.append(Forward(owner, Owner(owner, joined)))
+        for fused in joined:
+            changes.append(Forward(fused.layer, Joined(fused)))
             changes += [Forward(m, Skip(m, fused)) for m in fused.modules[1:]]
-    for owner, joined in sequences.items():
-        changes.append(Forward(owner, _sequence(owner, joined)))
     return changes
 
 
@@ -233,7 +235,10 @@ def _choose(candidates: list[Candidate]) -> list[Row]:
 def _timed(c: Candidate, called: tuple[Any, ...]) -> tuple[float, float] | str:
     """(torch's seconds, ours) on a call like this, or why it is torch's."""
     shape, strides, dtype, device, output_size = called
-    x = torch.empty_strided(shape, strides, dtype=dtype, device=device).normal_() if dtype.is_floating_point else None
+    x = None
+    if dtype.is_floating_point:  # drawn from a generator of its own: the user's is not to move
+        generator = torch.Generator(device).manual_seed(0)
+        x = torch.empty_strided(shape, strides, dtype=dtype, device=device).normal_(generator=generator)
     layer: Any = c.swap.module
     reason = "x is not a floating-point tensor" if x is None else refusal(x, layer.weight, layer.bias)
     if reason is not None or x is None:
@@ -247,7 +252,7 @@ def _timed(c: Candidate, called: tuple[Any, ...]) -> tuple[float, float] | str:
 
     def ours() -> None:
         if c.fused is not None:
-            c.fused(x, *rest)
+            c.fused.joined(x, *rest)
         else:
             c.swap.after.forward(layer, x, *rest)
 

@@ -89,11 +89,7 @@ def _subclass_refusal(x: Tensor, weight: Tensor) -> str | None:
 
 def traced() -> bool:
     """Whether operators are being recorded or watched, so that every call must go through torch's dispatcher."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
 def _check(
@@ -128,9 +124,7 @@ def _with_output_size(arguments: Arguments, x: tuple[int, ...], weight: tuple[in
     if len(wanted) not in (rank, rank + 1, rank + 2):
         raise SpecError(f"output_size {wanted} has {len(wanted)} sizes: give {rank}, one a dimension, or a whole shape")
     transposed, stride, padding, _, dilation, *rest = arguments
-    extra = required_output_padding(
-        tuple(x[-rank:]), wanted[-rank:], tuple(weight[2:]), stride, arrays.pairs(padding), dilation
-    )
+    extra = required_output_padding(tuple(x[-rank:]), wanted[-rank:], tuple(weight[2:]), stride, arrays.pairs(padding), dilation)
     return (transposed, stride, padding, extra, dilation, *rest)  # type: ignore[return-value]
 
 
@@ -203,9 +197,7 @@ def _call(
     batched = x if x.dim() == rank + 2 else x.unsqueeze(0)
     if refusal(x, weight, bias) is not None or (tracing and torch.onnx.is_in_onnx_export()):
         y = torchs.activate(torchs.convolve(batched, weight, bias, arguments), kind, parameter)
-    elif torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    elif torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
         run = ops.conv if tracing else ops.Recorded.apply
         y = torchs.activate(run(batched, weight, bias, *arguments, None, 0.0), kind, parameter)
     elif tracing or x.is_neg():
@@ -313,9 +305,7 @@ def _ordinary(rank: int) -> Callable[..., Tensor]:
                 padding_mode=padding_mode,
                 activation=activation,
             )
-        return _call(
-            False, rank, input, weight, bias, stride, padding, 0, dilation, groups, None, padding_mode, activation
-        )
+        return _call(False, rank, input, weight, bias, stride, padding, 0, dilation, groups, None, padding_mode, activation)
 
     return _named(
         conv,

@@ -127,6 +127,6 @@ def chains(model: nn.Module) -> list[Fused]:
             if id(module) not in inside:
                 found += [_fused(module, steps[i : i + 3], single) for i in range(len(steps))]
             inside.update(id(m) for m in module.modules() if m is not module and plain_sequence(m))
-        elif any(m is not None and base_of(m) for m in module._modules.values()):
+        elif "forward" not in module.__dict__ and any(m and base_of(m) for m in module._modules.values()):
             found += [_fused(module, list(run), single) for run in _runs_of(module)]
     return [f for f in found if f is not None]

@@ -7,6 +7,7 @@ outside tracing, and where no gradient is to reach what was folded. Otherwise ev
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +31,10 @@ def activation_of(module: nn.Module | None) -> tuple[str, float] | str | None:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether somebody watches this module's calls."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """Whether somebody watches this module's calls, or has replaced its forward."""
+    replaced = module.__dict__.get("forward")
+    watched = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(watched) or not (replaced is None or isinstance(replaced, _OURS))
 
 
 def fold(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ def fold(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
 @dataclass(eq=False)
 class Fused:
-    """A layer and what follows it inside `owner`'s forward; called in place of the layer's own forward."""
+    """A layer and what follows it inside `owner`'s forward."""
 
     owner: nn.Module
     layer: Any
@@ -71,11 +72,9 @@ class Fused:
     def modules(self) -> list[nn.Module]:
         return [m for m in (self.layer, self.norm, self.activation) if m is not None]
 
-    def active(self) -> bool:
-        """Whether this call may do all the work at once. The same for every module of one forward pass."""
-        if self.owner.training or traced() or torch.fx._symbolic_trace.is_fx_tracing():
-            return False
-        if any(hooked(m) for m in self.modules):
+    def possible(self) -> bool:
+        """Whether doing all the work at once would, just now, change nothing but the time."""
+        if self.owner.training or _tracing() or any(hooked(m) for m in self.modules):
             return False
         if self.norm is None:
             return True
@@ -98,27 +97,75 @@ class Fused:
             self._sources = [t.detach() for t in tensors]  # held, so that no other tensor gets their memory
         return self._folded
 
-    def __call__(self, input: Tensor, output_size: Any = None) -> Tensor:
-        layer = self.layer
-        if not self.active():
-            own: Any = type(layer).forward
-            return own(layer, input) if output_size is None else own(layer, input, output_size)  # type: ignore[no-any-return]
+    def joined(self, input: Tensor, output_size: Any = None) -> Tensor:
+        """The work of all the modules at once."""
         weight, bias = self._weight_and_bias()
-        return layer.run(input, weight, bias, activation_of(self.activation), output_size)  # type: ignore[no-any-return]
+        kind = activation_of(self.activation)
+        return self.layer.run(input, weight, bias, kind, output_size)  # type: ignore[no-any-return]
+
+
+def _tracing() -> bool:
+    return traced() or bool(getattr(torch.fx._symbolic_trace, "_is_fx_tracing_flag", False))
+
+
+class _Here(threading.local):
+    """What is joined in the forward that this thread is inside of."""
+
+    active: frozenset[int] = frozenset()
+
+
+_here = _Here()
+
+
+def _own(module: nn.Module) -> Any:
+    return type(module).forward
+
+
+@dataclass(eq=False)
+class Owner:
+    """A module's forward that settles, once for the whole pass, what is joined in it.
+
+    Its children look here, so they do all their own work when anybody else calls them.
+    """
+
+    module: nn.Module
+    fused: list[Fused]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _tracing():
+            return _own(self.module)(self.module, *args, **kwargs)
+        before = _here.active
+        _here.active = frozenset(id(f) for f in self.fused if f.possible())
+        try:
+            return _own(self.module)(self.module, *args, **kwargs)
+        finally:
+            _here.active = before
+
+
+@dataclass(eq=False)
+class Joined:
+    """The forward of a layer that does what follows it as well, inside its owner's forward."""
+
+    fused: Fused
+
+    def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self.fused.layer
+        if not _tracing() and id(self.fused) in _here.active:
+            return self.fused.joined(input, *args, **kwargs)
+        return _own(layer)(layer, input, *args, **kwargs)  # type: ignore[no-any-return]
 
 
 @dataclass(eq=False)
 class Skip:
-    """The forward of a module whose work `fused` has done already."""
+    """The forward of a module whose work is done already, inside its owner's forward."""
 
     module: nn.Module
     fused: Fused
 
     def __call__(self, input: Tensor) -> Tensor:
-        if self.fused.active():
+        if not _tracing() and id(self.fused) in _here.active:
             return input
-        own: Any = type(self.module).forward
-        return own(self.module, input)  # type: ignore[no-any-return]
+        return _own(self.module)(self.module, input)  # type: ignore[no-any-return]
 
 
 @dataclass(eq=False)
@@ -133,12 +180,17 @@ class FusedSequence:
         if flattened(self.sequence) != list(self.children):  # somebody has changed it since
             return nn.Sequential.forward(self.sequence, input)
         for step in self.steps:
-            if isinstance(step, Fused) and not step.active():
+            if not isinstance(step, Fused):
+                input = step(input)
+            elif step.possible():
+                input = step.joined(input)
+            else:
                 for module in step.modules:
                     input = module(input)
-            else:
-                input = step(input)
         return input
+
+
+_OURS = (Joined, Skip, Owner, FusedSequence)
 
 
 def plain_sequence(module: nn.Module) -> bool:

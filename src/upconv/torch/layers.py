@@ -29,9 +29,7 @@ class _Layer:
     def _extend(self, spec: ConvSpec, padding: Any, padding_mode: str, activation: Any) -> None:
         """Set what torch's constructor would have refused."""
         even = all(lo == hi for lo, hi in spec.padding)
-        self.padding = (
-            padding if isinstance(padding, str) else tuple(lo for lo, _ in spec.padding) if even else spec.padding
-        )
+        self.padding = padding if isinstance(padding, str) else tuple(lo for lo, _ in spec.padding) if even else spec.padding
         self.padding_mode = padding_mode
         if not self.transposed:  # torch's own forward reads this one
             self._reversed_padding_repeated_twice = [edge for pair in reversed(spec.padding) for edge in pair]
@@ -163,9 +161,7 @@ class _Ordinary(_Layer):
     def forward(self, input: Tensor) -> Tensor:
         return self.run(input, self.weight, self.bias, self.activation)
 
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: None = None
-    ) -> Tensor:
+    def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: None = None) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
         return _ORDINARY[self.rank](
             input,

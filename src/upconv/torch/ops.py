@@ -23,10 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 from upconv.spec import conv_extent, transposed_extent
 from upconv.torch import arrays
 
-_ARGUMENTS = (
-    "bool transposed, int[] stride, int[] padding, SymInt[] output_padding, int[] dilation, int groups, "
-    "str padding_mode"
-)
+_ARGUMENTS = "bool transposed, int[] stride, int[] padding, SymInt[] output_padding, int[] dilation, int groups, str padding_mode"
 _SCHEMAS = {
     "conv": f"(Tensor x, Tensor weight, Tensor? bias, {_ARGUMENTS}, str? activation, float parameter) -> Tensor",
     "input_gradient": f"(Tensor grad_output, Tensor weight, SymInt[] input_size, {_ARGUMENTS}) -> Tensor",
@@ -79,9 +76,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     size = []
     for d, n in enumerate(x.shape[2:]):
         k, s, l, edges = weight.shape[d + 2], stride[d], dilation[d], padding[2 * d] + padding[2 * d + 1]
-        size.append(
-            transposed_extent(n, k, s, edges, output_padding[d], l) if transposed else conv_extent(n, k, s, edges, l)
-        )
+        size.append(transposed_extent(n, k, s, edges, output_padding[d], l) if transposed else conv_extent(n, k, s, edges, l))
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     return x.new_empty((x.shape[0], channels, *size)).contiguous(memory_format=arrays.layout_of(x, weight))
 
