@@ -55,9 +55,7 @@ def test_is_torch_s_layer(case: tuple[str, tuple[Any, ...], dict[str, Any]], dty
         expected = theirs(torch.from_numpy(x)).numpy()
     y = ours(x)
     assert y.dtype == np.dtype(dtype)
-    np.testing.assert_allclose(
-        y, expected, rtol=0, atol=np.abs(expected).max() * (1e-5 if dtype == "float32" else 1e-12)
-    )
+    np.testing.assert_allclose(y, expected, rtol=0, atol=np.abs(expected).max() * (1e-5 if dtype == "float32" else 1e-12))
     np.testing.assert_allclose(ours(x[1]), expected[1], rtol=0, atol=np.abs(expected).max() * 1e-5)
 
 
@@ -141,9 +139,7 @@ def test_same_padding_of_a_transposed_layer() -> None:
 
 def test_repr_of_what_torch_has_not() -> None:
     layer = nn.ConvTranspose1d(1, 1, 4, padding=((1, 2),), activation=("leaky_relu", 0.1))
-    assert repr(layer) == (
-        "ConvTranspose1d(1, 1, kernel_size=(4,), stride=(1,), padding=((1, 2),), activation=leaky_relu(0.1))"
-    )
+    assert repr(layer) == ("ConvTranspose1d(1, 1, kernel_size=(4,), stride=(1,), padding=((1, 2),), activation=leaky_relu(0.1))")
 
 
 @pytest.mark.parametrize(
@@ -157,13 +153,11 @@ def test_repr_of_what_torch_has_not() -> None:
         ),
         (
             lambda: nn.ConvTranspose1d(2, 3, 4).load_state_dict({"weight": np.zeros((2, 3, 4))}),
-            "state has ['weight']: ConvTranspose1d(2, 3, kernel_size=(4,), stride=(1,)) has ['bias', 'weight']; give "
-            "exactly these",
+            "state has ['weight']: ConvTranspose1d(2, 3, kernel_size=(4,), stride=(1,)) has ['bias', 'weight']; give exactly these",
         ),
         (
             lambda: nn.ConvTranspose1d(2, 3, 4, bias=False).load_state_dict({"weight": np.zeros((3, 2, 4))}),
-            "weight has shape (3, 2, 4): ConvTranspose1d(2, 3, kernel_size=(4,), stride=(1,), bias=False) has "
-            "(2, 3, 4)",
+            "weight has shape (3, 2, 4): ConvTranspose1d(2, 3, kernel_size=(4,), stride=(1,), bias=False) has (2, 3, 4)",
         ),
     ],
 )
@@ -207,6 +201,13 @@ def test_layers_can_be_copied_pickled_and_changed_in_place() -> None:
         other.bias *= 2
         np.testing.assert_array_equal(other(x), expected * 2)
     np.testing.assert_array_equal(layer(x), expected)
+
+
+def test_what_a_layer_is_does_not_change() -> None:
+    layer = nn.Conv1d(1, 1, 3)
+    with pytest.raises(AttributeError):
+        layer.stride = (2,)
+    assert layer.stride == (1,)
 
 
 @pytest.mark.parametrize("kind", nn.__all__)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from upconv import conventions, explain, nn, shapes
     from upconv.codegen.threads import get_num_threads, set_num_threads
     from upconv.functional import conv, conv1d, conv2d, conv3d
-    from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d
+    from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d, plan
     from upconv.gradients import conv_backward, conv_transpose_backward
     from upconv.functional import plan
     from upconv.spec import ConvSpec, SpecError
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "conv_backward", "conv_transpose_backward", "get_num_threads", "set_num_threads",
+    "conv_backward", "conv_transpose_backward", "plan", "get_num_threads", "set_num_threads",
     "conventions", "explain", "nn", "plan", "shapes",
 ]
 # fmt: on

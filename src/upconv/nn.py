@@ -34,12 +34,23 @@ def _torch_padding(spec: ConvSpec, given: Any) -> Any:
     return tuple(lo for lo, _ in spec.padding) if even else spec.padding
 
 
+def _of_spec(name: str) -> Any:
+    """A read-only attribute: what a layer is was checked when it was made, and does not change."""
+    return property(lambda self: getattr(self.spec, name), doc=f"The layer's {name}.")
+
+
 class _Layer:
     """What the two kinds share: the validated spec, the parameters, and how they are shown, saved and loaded."""
 
     rank: ClassVar[int]
+    spec: ConvSpec
     weight: NDArray[Any]
     bias: NDArray[Any] | None
+
+    in_channels, out_channels = _of_spec("in_channels"), _of_spec("out_channels")
+    kernel_size, stride, dilation = _of_spec("kernel_size"), _of_spec("stride"), _of_spec("dilation")
+    output_padding, padding_mode = _of_spec("output_padding"), _of_spec("padding_mode")
+    groups, activation, transposed = _of_spec("groups"), _of_spec("activation"), _of_spec("transposed")
 
     def __init_subclass__(cls, rank: int | None = None) -> None:
         if rank is not None:
@@ -47,10 +58,7 @@ class _Layer:
 
     def _set_up(self, spec: ConvSpec, padding: Any, bias: bool, dtype: DTypeLike, seed: Seed) -> None:
         self.spec = spec
-        self.in_channels, self.out_channels, self.groups = spec.in_channels, spec.out_channels, spec.groups
-        self.kernel_size, self.stride, self.dilation = spec.kernel_size, spec.stride, spec.dilation
-        self.output_padding, self.padding_mode = spec.output_padding, spec.padding_mode
-        self.padding, self.activation, self.transposed = _torch_padding(spec, padding), spec.activation, spec.transposed
+        self.padding = _torch_padding(spec, padding)
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise TypeError(f"dtype is {self.dtype}: a layer computes in np.float32 or np.float64")
@@ -68,14 +76,14 @@ class _Layer:
             if parameter is not None:
                 parameter[...] = rng.uniform(-bound, bound, parameter.shape)
 
-    def _checked(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """The parameters; another shape than the constructor's would silently be another layer."""
-        if np.shape(self.weight) != self.spec.weight_shape:
+    def _apply(self, x: ArrayLike, output_size: Any = None) -> NDArray[Any]:
+        """The layer's output. The spec is known, so nothing but the arrays is left to check."""
+        xa, weight, bias, _ = functional._operands(x, self.weight, self.bias, self.rank)
+        if weight.shape != self.spec.weight_shape:  # it would silently be another layer
             raise SpecError(
-                f"weight has shape {np.shape(self.weight)}: {self!r} has {self.spec.weight_shape}; make a layer of "
-                f"that size instead"
+                f"weight has shape {weight.shape}: {self!r} has {self.spec.weight_shape}; make a layer of that size instead"
             )
-        return self.weight, self.bias
+        return functional._run(self.spec, xa, weight, bias, output_size, None)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """The parameters by torch's names (the arrays themselves, not copies)."""
@@ -166,20 +174,7 @@ class _ConvTranspose(_Layer):
 
     def __call__(self, x: ArrayLike, output_size: Any = None) -> NDArray[Any]:
         """The layer's output; `output_size` (spatial, or the whole shape) chooses the output_padding."""
-        weight, bias = self._checked()
-        return functional.conv_transpose(
-            x,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            0 if self.padding == "same" else self.output_padding,
-            self.groups,
-            self.dilation,
-            output_size=output_size,
-            padding_mode=self.padding_mode,
-            activation=self.activation,
-        )
+        return self._apply(x, output_size)
 
 
 class _Conv(_Layer):
@@ -224,18 +219,7 @@ class _Conv(_Layer):
 
     def __call__(self, x: ArrayLike) -> NDArray[Any]:
         """The layer's output."""
-        weight, bias = self._checked()
-        return functional.conv(
-            x,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            padding_mode=self.padding_mode,
-            activation=self.activation,
-        )
+        return self._apply(x)
 
 
 class ConvTranspose1d(_ConvTranspose, rank=1): ...
