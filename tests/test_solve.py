@@ -10,9 +10,7 @@ from upconv.shapes.axis import BORDERS, EXTRA, REPEATS, SMALL
 from upconv.shapes.solve import table
 from upconv.spec import conv_extent, effective_kernel, transposed_extent
 
-SMALL_LAYERS = [
-    (k, s, (lo, hi), d) for k, s, lo, hi, d in product(range(1, 6), range(1, 5), range(4), range(4), range(1, 4))
-]
+SMALL_LAYERS = [(k, s, (lo, hi), d) for k, s, lo, hi, d in product(range(1, 6), range(1, 5), range(4), range(4), range(1, 4))]
 
 
 def test_inverse_of_every_small_convolution_is_exact_and_needs_less_output_padding_than_a_stride():
@@ -162,8 +160,7 @@ def test_dimensions_are_independent_and_the_product_is_bounded():
     rows = shapes.solve(3, 6, limit=None, kernel_size=3), shapes.solve(4, 9, limit=None, kernel_size=3)
     both = shapes.solve((3, 4), (6, 9), limit=None, kernel_size=3)
     assert {(s.stride, s.pairs, s.output_padding) for s in both} == {
-        ((*a.stride, *b.stride), (*a.pairs, *b.pairs), (*a.output_padding, *b.output_padding))
-        for a, b in product(*rows)
+        ((*a.stride, *b.stride), (*a.pairs, *b.pairs), (*a.output_padding, *b.output_padding)) for a, b in product(*rows)
     }
     assert len(shapes.solve((5, 6, 7), (10, 13, 14), limit=7)) == 7
     assert len(shapes.solve(10, 10**10, kernel_size=10**9, stride=10**9, limit=None)) == BORDERS
@@ -273,9 +270,7 @@ def test_a_break_that_needs_padding_and_one_that_nothing_mends():
     found = shapes.chain(64, [down(4, 8, 0), up(4, 2, 1)])
     assert found.broken == (1,)
     assert found.steps[1].mend is None
-    assert found.steps[1].advice == (
-        "gives 16, the input of layer 0 is 64: no padding does it with this kernel and stride"
-    )
+    assert found.steps[1].advice == ("gives 16, the input of layer 0 is 64: no padding does it with this kernel and stride")
     assert found.clean_input is None
     shrinks = shapes.chain(16, [down(3, 1, 0), down(2, 2, 0), up(2, 2, 0)])
     assert shrinks.broken == (0,)

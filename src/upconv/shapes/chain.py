@@ -185,9 +185,7 @@ def _clean(sizes: tuple[int, ...], layers: list[Geometry]) -> tuple[int, ...] | 
 
 def _one(g: Geometry, d: int) -> Geometry:
     """One dimension of a layer."""
-    return Geometry(
-        (g.kernel_size[d],), (g.stride[d],), (g.pairs[d],), (g.output_padding[d],), (g.dilation[d],), g.transposed
-    )
+    return Geometry((g.kernel_size[d],), (g.stride[d],), (g.pairs[d],), (g.output_padding[d],), (g.dilation[d],), g.transposed)
 
 
 def _fits(size: int, layers: list[Geometry]) -> bool:

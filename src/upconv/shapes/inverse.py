@@ -44,9 +44,7 @@ def inverse(
     if transposed:
         given["output_padding"] = output_padding
     elif output_padding != 0:
-        raise SpecError(
-            f"output_padding {output_padding} belongs to transposed layers: add transposed=True, or leave it out"
-        )
+        raise SpecError(f"output_padding {output_padding} belongs to transposed layers: add transposed=True, or leave it out")
     there = layer(transposed, rank, **given)
     sizes = per_dimension("input_size", input_size, rank, 1)
     between = there.output_size(sizes)

@@ -220,10 +220,7 @@ def _solution(settings: tuple[Setting, ...], question: _Question) -> Solution:
         found.transposed,
         tuple(axis.input for axis in question.axes),
         overlap_range(found),
-        prod(
-            kept(few, many, a.kernel, a.stride, a.before, a.dilation)
-            for a, (few, many) in zip(settings, ends, strict=True)
-        ),
+        prod(kept(few, many, a.kernel, a.stride, a.before, a.dilation) for a, (few, many) in zip(settings, ends, strict=True)),
     )
 
 
