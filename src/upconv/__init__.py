@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from upconv.functional import conv, conv1d, conv2d, conv3d
     from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d, plan
     from upconv.gradients import conv_backward, conv_transpose_backward
-    from upconv.functional import plan
     from upconv.spec import ConvSpec, SpecError
 
 __version__ = "0.1.0"
@@ -22,7 +21,7 @@ __all__ = [
     "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "conv_backward", "conv_transpose_backward", "plan", "get_num_threads", "set_num_threads",
-    "artifacts", "conventions", "explain", "nn", "plan", "shapes",
+    "artifacts", "conventions", "explain", "nn", "shapes",
 ]
 # fmt: on
 __dir__ = __all__.copy
