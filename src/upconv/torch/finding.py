@@ -59,7 +59,7 @@ def _trace(module: nn.Module, concrete: dict[str, Any]) -> fx.Graph | None:
     kept = dict(module.__dict__)
     inner = {k: dict(kept[k]) for k in ("_parameters", "_buffers", "_modules")}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             return Boxes().trace(module, concrete)
     except Exception:  # whatever a stranger's forward raises when it is called with a proxy
