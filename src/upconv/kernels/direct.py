@@ -7,15 +7,15 @@ blocks, one a task), ic (chunks of output channels), groups of phases, ir (tile 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv.codegen.ir import Function, Value, module
+from upconv.codegen.ir import SIZES, Function, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
 from upconv.kernels import microkernel, pack, store
@@ -68,6 +68,7 @@ class Blocking:
     """Sizes of the loops; the same for every group of channels."""
 
     tile: Tile
+    cropped: bool
     chunk: int
     chunks: int
     tile_blocks: tuple[int, ...]
@@ -98,12 +99,14 @@ def rejects(problem: Problem, target: Target) -> str | None:
     return None
 
 
+@lru_cache(maxsize=512)
 def phase_groups(shape: Band) -> tuple[PhaseGroup, ...]:
-    """The phases, those with equal reads together."""
+    """The phases that have outputs, those with equal reads together."""
     found: dict[tuple[tuple[int, int], ...], list[tuple[int, list[tuple[int, ...]]]]] = {}
     for number, taps in enumerate(shape.taps()):
-        reads = tuple((flat, plane) for _, flat, plane in taps)
-        found.setdefault(reads, []).append((number, [k for k, _, _ in taps]))
+        if taps is not None:
+            reads = tuple((flat, plane) for _, flat, plane in taps)
+            found.setdefault(reads, []).append((number, [k for k, _, _ in taps]))
     return tuple(
         PhaseGroup(
             tuple(number for number, _ in members),
@@ -118,77 +121,88 @@ def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def _step_cycles(tile: Tile) -> float:
+def step_cycles(tile: Tile) -> float:
     """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice."""
-    crossing = 2 if tile.lanes * 4 >= 64 else 1.5
+    crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
     loads = tile.rows + tile.vectors * crossing
     return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.5
 
 
-@lru_cache(maxsize=4096)
-def _choose_tile(element: str, target: Target, channels: int, groups: tuple[tuple[int, int], ...], length: int) -> tuple[Tile, int]:
-    """The tile and chunk that waste least; `groups` holds (phases, taps) of each phase group."""
-    best: tuple[float, Tile, int] | None = None
+def _rows_cost(tile: Tile, channels: int, chunk: int, groups: tuple[tuple[int, int], ...]) -> float:
+    """Tile steps (times input channels) for all output channels in chunks; `groups` holds (phases, taps)."""
+    steps = sum((t + 0.25) * ceil(chunk * p / tile.rows) for p, t in groups)
+    return ceil(channels / chunk) * steps
+
+
+def _choose_chunk(tile: Tile, target: Target, channels: int, groups: tuple[tuple[int, int], ...]) -> int:
+    """The number of output channels that a scratch block holds, for the least padding of tiles."""
     phases = sum(p for p, _ in groups)
-    for tile in microkernel.tiles(element, target):
-        if tile.width > _round_up(length, tile.lanes) and tile.vectors > 1:
+    most = target.l2 // 4 // (8 * tile.width * SIZES[tile.element])  # scratch rows for eight tile widths
+    best = (inf, 1)
+    for parts in range(1, min(channels, 512) + 1):
+        chunk = ceil(channels / parts)
+        if chunk * phases > most and chunk > 1:
             continue
-        columns = _round_up(length, tile.width)
-        for parts in range(1, min(channels, 96) + 1):
-            chunk = ceil(channels / parts)
-            if chunk * phases * tile.width * 4 > target.l2 // 4 and chunk > 1:
-                continue
-            if chunk * phases < tile.rows and parts > 1:
-                break
-            steps = sum(max(t, 0.25) * ceil(chunk * p / tile.rows) for p, t in groups)
-            cost = ceil(channels / chunk) * steps * columns / tile.width * _step_cycles(tile)
-            cost *= 1 + 0.02 * (chunk * phases > 64)
-            if best is None or cost < best[0]:
-                best = (cost, tile, chunk)
-    assert best is not None
-    return best[1], best[2]
+        best = min(best, (_rows_cost(tile, channels, chunk, groups) * (1 + 0.002 * parts), chunk))
+        if chunk * phases < tile.rows:
+            break
+    return best[1]
+
+
+def _shape_groups(shape: Band) -> tuple[tuple[int, int], ...]:
+    return tuple((len(g.phases), len(g.reads)) for g in phase_groups(shape))
+
+
+@lru_cache(maxsize=1024)
+def _choose_tile(problem: Problem, target: Target) -> Tile:
+    """The tile of a layer; sizes play no part, so that every length runs the same code."""
+    spec = problem.spec
+    size = tuple(8 * (k * d + s) for k, s, d in zip(spec.kernel_size, spec.stride, spec.dilation, strict=True))
+    typical = replace(problem, batch=1, input_size=size, output_size=spec.output_size(size))
+    groups, channels = _shape_groups(band(typical)), spec.out_channels // spec.groups
+    best = (inf, -1)
+    offered = microkernel.tiles(ELEMENTS[problem.dtype], target)
+    for i, tile in enumerate(offered):
+        chunk = _choose_chunk(tile, target, channels, groups)
+        cost = _rows_cost(tile, channels, chunk, groups) * step_cycles(tile) / tile.width
+        best = min(best, (cost, i))
+    return offered[best[1]]
+
+
+def _columns(length: int, tile: Tile) -> float:
+    """Columns computed, in wide tiles' worth: the last ones run in narrow tiles, at a wide tile's price a vector or so."""
+    whole, rest = divmod(length, tile.width)
+    narrow = replace(tile, vectors=1)
+    return whole + ceil(rest / tile.lanes) * min(1.0, step_cycles(narrow) / step_cycles(tile))
 
 
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Blocks that keep a task's band and scratch in the second-level cache, and every thread busy."""
-    spec = problem.spec
-    shape = band(problem)
-    groups = phase_groups(shape)
+    spec, tile = problem.spec, _choose_tile(problem, target)
     channels_in, channels_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    length = shape.length
-    tile, chunk = _choose_tile(
-        ELEMENTS[problem.dtype],
-        target,
-        channels_out,
-        tuple((len(g.phases), len(g.reads)) for g in groups),
-        length,
-    )
+    offers = []
+    for cropped in (False, True) if spec.transposed and any(lo for lo, _ in spec.padding) else (False,):
+        shape = band(problem, cropped)
+        groups = _shape_groups(shape)
+        chunk = _choose_chunk(tile, target, channels_out, groups)
+        rows_cost = _rows_cost(tile, channels_out, chunk, groups)
+        offers.append((rows_cost * _columns(shape.length, tile), cropped, chunk))
+    _, cropped, chunk = min(offers)
+    shape = band(problem, cropped)
+    groups_ = phase_groups(shape)
     chunks = ceil(channels_out / chunk)
-    tile_blocks = tuple(ceil(chunk * len(g.phases) / tile.rows) for g in groups)
-    flats = [flat for g in groups for flat, _ in g.reads] or [0]
+    tile_blocks = tuple(ceil(chunk * len(g.phases) / tile.rows) for g in groups_)
+    flats = [flat for g in groups_ for flat, _ in g.reads] or [0]
     left, right = max(0, -min(flats)), max(0, max(flats))
-    rows = sum(tile_blocks) * tile.rows
-    item = problem.itemsize
-    planes = shape.planes
-    band_room, scratch_room = target.l2 * 0.45 / item, target.l2 * 0.25 / item
-    most = min(
-        band_room / (channels_in * planes) - left - right,
-        scratch_room / rows,
+    rows, item, planes = sum(tile_blocks) * tile.rows, problem.itemsize, shape.planes
+    block = _choose_block(
+        shape.length, tile, target, threads, spec.groups, channels_in * planes * item, rows * item, left + right
     )
-    most = max(tile.width * 2, 256 if channels_in * planes < 1024 else 128, int(most))
-    block_count = max(1, ceil(length / most))
-    jobs_now = block_count * spec.groups
-    if jobs_now < 4 * threads and length > 4 * tile.width:
-        wanted = ceil(4 * threads / spec.groups)
-        block_count = max(block_count, min(wanted, length // max(4 * tile.width, 2 * (left + right)) or 1))
-    if spec.groups == 1 and block_count > 1:
-        block_count = _round_up(block_count, threads)
-    block = _round_up(ceil(length / block_count), tile.width)
-    block_count = max(1, ceil(length / block))
+    block_count = max(1, ceil(shape.length / block))
     splits = 1
     if block_count * spec.groups < 4 * threads and chunks > 1:
-        splits = min(chunks, ceil(2 * threads / (block_count * spec.groups)))
+        splits = min(chunks, ceil(4 * threads / (block_count * spec.groups)))
         splits = ceil(chunks / ceil(chunks / splits))
     plane_pitch = _round_up(block + left + right + tile.lanes, 16)
     channel_pitch = plane_pitch * planes
@@ -197,6 +211,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     out_rows = (block // shape.axes[2].pitch + 3) * shape.axes[0].out_step * shape.axes[1].out_step
     return Blocking(
         tile=tile,
+        cropped=cropped,
         chunk=chunk,
         chunks=chunks,
         tile_blocks=tile_blocks,
@@ -213,6 +228,24 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     )
 
 
+def _choose_block(
+    length: int, tile: Tile, target: Target, threads: int, groups: int, band_row: int, scratch_row: int, halo: int
+) -> int:
+    """Positions a task takes: as many as the cache holds, fewer where threads would stand idle.
+
+    `band_row` and `scratch_row` are the bytes that one position needs in the band and in the scratch block.
+    """
+    most = min(target.l2 * 0.45 / band_row - halo, target.l2 * 0.25 / scratch_row)
+    most = max(4 * tile.width, int(most))
+    pieces = max(1, ceil(length / most))
+    if pieces * groups < 4 * threads:  # even out the threads' shares, in blocks that are worth their halo
+        least = max(4 * tile.width, 2 * halo)
+        pieces = max(pieces, min(ceil(4 * threads / groups), length // least, 4 * threads))
+    if pieces > 1 and groups < threads:
+        pieces = _round_up(pieces, threads)
+    return _round_up(ceil(length / max(pieces, 1)), tile.lanes if length < 4 * tile.width else tile.width)
+
+
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +259,7 @@ def pack_weight(problem: Problem, how: Blocking, weight: NDArray[Any]) -> NDArra
     else:
         w = weight.reshape(g, m, c, *kernel).swapaxes(1, 2)
     parts = []
-    for group, blocks in zip(phase_groups(band(problem)), how.tile_blocks, strict=True):
+    for group, blocks in zip(phase_groups(band(problem, how.cropped)), how.tile_blocks, strict=True):
         taps, phases = len(group.reads), len(group.phases)
         if not taps:
             continue
@@ -248,7 +281,7 @@ def pack_weight(problem: Problem, how: Blocking, weight: NDArray[Any]) -> NDArra
 
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
-    spec, shape = problem.spec, band(problem)
+    spec, shape = problem.spec, band(problem, how.cropped)
     groups = phase_groups(shape)
     d, h, w = shape.axes
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
@@ -300,19 +333,20 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
-    inner = band(problem).axes[2]
+    inner = band(problem, how.cropped).axes[2]
     step = inner.out_step if inner.out_step <= how.tile.lanes else 0
     return f"{how.tile!r} out {step} in {inner.in_step}/{inner.planes} {problem.spec.activation!r}"
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    tile, inner = how.tile, band(problem).axes[2]
+    tile, inner = how.tile, band(problem, how.cropped).axes[2]
     step = inner.out_step if inner.out_step <= tile.lanes else 0
     do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, inner.in_step, inner.planes), SLOTS)
     do_rows = store.emit_rows(SLOTS)
     do_store = store.emit(store.Store(tile.element, tile.lanes, step, problem.spec.activation), SLOTS)
     do_tile = microkernel.emit(tile)
+    do_narrow = microkernel.emit(replace(tile, vectors=1), "narrow")
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
@@ -326,12 +360,12 @@ def emit(problem: Problem, how: Blocking) -> str:
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
-        wide = (width + (tile.width - 1)) // tile.width * tile.width
+        wide = (width + (tile.lanes - 1)) // tile.lanes * tile.lanes
         f.call(do_pack, [job, x, stored, low - s["left"], low + wide + s["right"]])
         count = f.call(do_rows, [job, table, low, low + width])
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
-            _emit_chunk(f, job, s, ic, stored[s["left"]], weight, scratch, wide, tile, do_tile)
+            _emit_chunk(f, job, s, ic, stored[s["left"]], weight, scratch, width, tile, (do_tile, do_narrow))
             channel = ic * s["chunk"]
             number_out = group * s["channels_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
@@ -339,7 +373,7 @@ def emit(problem: Problem, how: Blocking) -> str:
             f.call(do_store, [job, table, count, scratch, y_plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([do_tile, do_pack, do_rows, do_store, entry])
+    return module([do_tile, do_narrow, do_pack, do_rows, do_store, entry])
 
 
 _TASK_SLOTS = (
@@ -357,32 +391,24 @@ def _emit_chunk(
     stored: Value,
     weight: Value,
     scratch: Value,
-    wide: Value,
+    width: Value,
     tile: Tile,
-    do_tile: Function,
+    do_tiles: tuple[Function, Function],
 ) -> None:
-    """Every phase group of one chunk of output channels, into the scratch block."""
+    """Every phase group of one chunk of output channels, into the scratch block: wide tiles, then narrow ones."""
     taps, table = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "phase_groups", "i64")
+    whole = width // tile.width * tile.width
     with f.loop(0, s["group_count"], name="pg") as pg:
         count, first_tap, blocks, weight_at, first_row = (f.load("i64", table[pg * GROUP + i]) for i in range(GROUP))
         depth = count * s["channels"] * tile.rows
         with f.loop(0, blocks, name="ir") as ir:
             left = weight[weight_at + (ic * blocks + ir) * depth]
             row = scratch[(first_row + ir * tile.rows) * s["scratch_pitch"]]
-            with f.loop(0, wide, tile.width, name="jr") as jr:
-                f.call(
-                    do_tile,
-                    [
-                        left,
-                        stored[jr],
-                        taps[first_tap * 2],
-                        count,
-                        s["channels"],
-                        s["channel_pitch"],
-                        row[jr],
-                        s["scratch_pitch"],
-                    ],
-                )
+            ends = ((f.value(0), whole, tile.width, do_tiles[0]), (whole, width, tile.lanes, do_tiles[1]))
+            for start, stop, step, do in ends:
+                with f.loop(start, stop, step, name="jr") as jr:
+                    sizes = [count, s["channels"], s["channel_pitch"], row[jr], s["scratch_pitch"]]
+                    f.call(do, [left, stored[jr], taps[first_tap * 2], *sizes])
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -398,9 +424,9 @@ def macs(problem: Problem, how: Blocking) -> int:
     spec = problem.spec
     depth = sum(
         blocks * how.tile.rows * len(group.reads)
-        for group, blocks in zip(phase_groups(band(problem)), how.tile_blocks, strict=True)
+        for group, blocks in zip(phase_groups(band(problem, how.cropped)), how.tile_blocks, strict=True)
     )
-    columns = how.block_count * how.block
+    columns = _round_up(band(problem, how.cropped).length, how.tile.lanes)
     return depth * how.chunks * columns * (spec.in_channels // spec.groups) * spec.groups
 
 
@@ -410,12 +436,12 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     steps = macs(problem, how) / (tile.rows * tile.width)
     moved = (prod(problem.input_shape) * how.splits + 2 * prod(problem.output_shape)) * problem.itemsize
     parallel = min(threads, tasks(problem, how))
-    return (steps * _step_cycles(tile) / target.hertz + moved / 10e9) / parallel + 5e-6
+    return (steps * step_cycles(tile) / target.hertz + moved / 10e9) / parallel + 5e-6
 
 
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
-    groups = len(phase_groups(band(problem)))
+    groups = len(phase_groups(band(problem, how.cropped)))
     phases = prod(problem.spec.stride) if problem.spec.transposed else 1
     what = f"{phases} phases in {groups} groups" if phases > 1 else "one phase"
     return f"{what}, blocks of {how.block} positions x {how.chunk} channels"
@@ -423,5 +449,5 @@ def describe(problem: Problem, how: Blocking) -> str:
 
 def packing(problem: Problem, how: Blocking) -> object:
     """What the packed weight's layout depends on besides the layer: sizes play no part, so it serves every length."""
-    groups = tuple((g.phases, g.kernels) for g in phase_groups(band(problem)))
+    groups = tuple((g.phases, g.kernels) for g in phase_groups(band(problem, how.cropped)))
     return (how.tile.rows, how.chunk, groups)

@@ -12,12 +12,16 @@ from functools import lru_cache
 from itertools import product
 
 from upconv.shapes.phase import phase_taps
-from upconv.spec import Problem
+from upconv.spec import Problem, effective_kernel
+
+
+Taps = tuple[tuple[int, int, int], ...]
+"""One dimension of a phase: (kernel index, offset, plane) of each tap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One dimension. `phases[a]` lists (kernel index, offset, plane); `first` is the offset of row position 0."""
+    """One dimension. `phases[a]` is None for a phase without any output; `first` is the offset of row position 0."""
 
     size: int
     out_size: int
@@ -29,7 +33,7 @@ class Axis:
     base: int
     first: int
     planes: int
-    phases: tuple[tuple[tuple[int, int, int], ...], ...]
+    phases: tuple[Taps | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +59,17 @@ class Band:
     def planes(self) -> int:
         return self.axes[0].planes * self.axes[1].planes * self.axes[2].planes
 
-    def taps(self) -> list[list[tuple[tuple[int, ...], int, int]]]:
-        """For each phase, row-major: its taps as (kernel indices, flat offset, plane)."""
-        d, h, w = self.axes
+    def taps(self) -> list[list[tuple[tuple[int, ...], int, int]] | None]:
+        """For each phase, row-major: its taps as (kernel indices, flat offset, plane), or None where it has no output."""
+        _, h, w = self.axes
         strides = (h.pitch * w.pitch, w.pitch, 1)
-        table = []
-        for choice in product(*(range(len(axis.phases)) for axis in self.axes)):
-            rows = [axis.phases[a] for axis, a in zip(self.axes, choice, strict=True)]
+        table: list[list[tuple[tuple[int, ...], int, int]] | None] = []
+        for rows in product(*(axis.phases for axis in self.axes)):
+            if any(row is None for row in rows):
+                table.append(None)
+                continue
             taps = []
-            for combo in product(*rows):
+            for combo in product(*(row or () for row in rows)):
                 flat = sum((c[1] - axis.first) * s for c, axis, s in zip(combo, self.axes, strides, strict=True))
                 plane = (combo[0][2] * h.planes + combo[1][2]) * w.planes + combo[2][2]
                 taps.append((tuple(c[0] for c in combo), flat, plane))
@@ -71,56 +77,94 @@ class Band:
         return table
 
 
-def axis(transposed: bool, size: int, out_size: int, kernel: int, stride: int, before: int, dilation: int) -> Axis:
-    """One dimension's geometry; `before` is the padding before."""
+def _transposed_phases(
+    size: int, out_size: int, kernel: int, stride: int, before: int, dilation: int, crop: int, low: int
+) -> tuple[Taps | None, ...]:
+    """Each phase's taps, without those that meet only padding; None where the phase has no output.
+
+    `before` is the padding that the taps see: none in the uncropped numbering, whose first position is `low`.
+    """
+    phases: list[Taps | None] = []
+    for a in range(stride):
+        first, last = -((a - crop) // stride), (out_size - 1 + crop - a) // stride
+        if first > last:
+            phases.append(None)
+            continue
+        taps = phase_taps(kernel, stride, before, dilation, a)
+        phases.append(tuple((k, o, 0) for k, o in taps if low + last + o >= 0 and low + first + o < size))
+    return tuple(phases)
+
+
+def _conv_taps(size: int, out_size: int, kernel: int, stride: int, before: int, dilation: int) -> Taps:
+    """A convolution's taps, without those that meet only padding."""
+    taps = []
+    for k in range(kernel):
+        offset, plane = divmod(dilation * k - before, stride)
+        first = max(0, -(plane // stride) - offset)
+        if first < out_size and stride * (first + offset) + plane < size:
+            taps.append((k, offset, plane))
+    return tuple(taps)
+
+
+def axis(
+    transposed: bool, size: int, out_size: int, kernel: int, stride: int, before: int, dilation: int, cropped: bool = False
+) -> Axis:
+    """One dimension's geometry; `before` is the padding before.
+
+    A transposed layer may be numbered `cropped` (phases by the output index: fewest positions) or not (phases by the index
+    before cropping: where the kernel is a multiple of the stride, all phases then read the same inputs).
+    """
     if transposed:
-        low, high = before // stride, (out_size - 1 + before) // stride
-        phases = tuple(tuple((k, offset, 0) for k, offset in phase_taps(kernel, stride, 0, dilation, a)) for a in range(stride))
-        lowest, planes, in_step, out_step = 0, 1, 1, stride
+        if size == 1:  # every stride gives the same; this one leaves one tap a phase
+            stride = effective_kernel(kernel, dilation)
+        low = 0 if cropped else before // stride
+        crop = 0 if cropped else before - stride * low
+        positions = (out_size - 1 + crop) // stride + 1
+        seen = before if cropped else 0
+        phases = _transposed_phases(size, out_size, kernel, stride, seen, dilation, crop, low)
+        in_step, out_step = 1, stride
     else:
-        low, high = 0, out_size - 1
-        reads = [(k, divmod(dilation * k - before, stride)) for k in range(kernel)]
-        lowest, planes = min(plane for _, (_, plane) in reads), 1 + max(plane for _, (_, plane) in reads)
-        phases = (tuple((k, offset, plane) for k, (offset, plane) in reads),)
+        if out_size == 1:
+            stride = 1
+        low, crop, positions = 0, 0, out_size
+        phases = (_conv_taps(size, out_size, kernel, stride, before, dilation),)
         in_step, out_step = stride, 1
-    offsets = [offset for taps in phases for _, offset, _ in taps]
+    taps = [tap for row in phases for tap in row or ()] or [(0, 0, 0)]
+    offsets, planes = [offset for _, offset, _ in taps], [plane for _, _, plane in taps]
     least, span = min(offsets), max(offsets) - min(offsets)
-    positions = high - low + 1
     start, stop = low + least, low + least + positions + span
     zeros_before = max(0, -start)
-    zeros_after = max(0, stop - -((lowest - size) // in_step))
+    zeros_after = max(0, stop - -((min(planes) - size) // in_step))
     shared = min(zeros_before, zeros_after, span)
     return Axis(
         size=size,
         out_size=out_size,
         out_step=out_step,
         in_step=in_step,
-        crop=before - stride * low if transposed else 0,
+        crop=crop,
         positions=positions,
         pitch=positions + span - shared,
         base=start + shared,
         first=least + shared,
-        planes=planes,
+        planes=max(planes) + 1,
         phases=phases,
     )
 
 
 @lru_cache(maxsize=512)
-def band(problem: Problem) -> Band:
+def band(problem: Problem, cropped: bool = False) -> Band:
     """The band of a problem of zero padding mode."""
     spec = problem.spec
-    axes = [
-        axis(spec.transposed, n, o, k, s, lo, d)
-        for n, o, k, s, (lo, _), d in zip(
-            problem.input_size,
-            problem.output_size,
-            spec.kernel_size,
-            spec.stride,
-            spec.padding,
-            spec.dilation,
-            strict=True,
-        )
-    ]
+    sizes = zip(
+        problem.input_size,
+        problem.output_size,
+        spec.kernel_size,
+        spec.stride,
+        (lo for lo, _ in spec.padding),
+        spec.dilation,
+        strict=True,
+    )
+    axes = [axis(spec.transposed, *numbers, cropped) for numbers in sizes]
     missing = [axis(spec.transposed, 1, 1, 1, 1, 0, 1)] * (3 - spec.rank)
     d, h, w = [*missing, *axes]
     return Band(problem.batch, (d, h, w))
