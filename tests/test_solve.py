@@ -1,6 +1,11 @@
 """The size solver, the inverse and the chain, against brute force over small settings and against the kernels."""
 
+import doctest
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,7 +133,8 @@ def test_solve_finds_exactly_what_brute_force_finds(transposed, pins):
 @pytest.mark.parametrize(
     "pins",
     [{"kernel_size": 3}, {"kernel_size": 1}, {"kernel_size": 3, "stride": 2, "padding": 1},
-     {"kernel_size": 5, "padding": 0}, {"stride": 3, "padding": 4}, {"padding": "same", "kernel_size": 3}, {"kernel_size": 2, "dilation": 3}, {}],
+     {"kernel_size": 5, "padding": 0}, {"stride": 3, "padding": 4}, {"padding": "same", "kernel_size": 3},
+     {"kernel_size": 2, "dilation": 3}, {}],
     ids=str,
 )  # fmt: skip
 def test_nearest_is_what_a_scan_finds(pins, transposed):
@@ -173,12 +179,12 @@ def call(solution):
 
 def test_every_solution_run_by_the_kernels_has_the_promised_size_and_cost():
     for n, o in [(3, 6), (5, 9), (6, 3), (1, 4), (4, 4)]:
-        for s in shapes.solve(n, o, limit=60):
+        for s in shapes.solve(n, o, limit=14):
             x, w = np.ones((1, 1, n)), np.ones((1, 1, *s.kernel_size))
             y = (conv_transpose if s.transposed else conv)(x, w, **call(s))
             assert y.shape == (1, 1, o)
             assert y.sum() == s.multiply_adds
-    for s in shapes.solve((2, 3), (4, 7), limit=40):
+    for s in shapes.solve((2, 3), (4, 7), limit=8):
         y = conv_transpose(np.ones((1, 1, 2, 3)), np.ones((1, 1, *s.kernel_size)), **call(s))
         assert y.shape == (1, 1, 4, 7)
         assert y.sum() == s.multiply_adds
@@ -218,11 +224,43 @@ def test_errors_of_arguments():
     assert str(error.value) == "limit is 0: it must be at least 1"
 
 
-def test_the_table_is_aligned_and_empty_for_nothing():
+def test_the_table_is_aligned_under_its_heading():
     lines = table(shapes.solve(6, 12, limit=5)).split("\n")
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert len({len(line) for line in lines}) == 1
-    assert table([]) == ""
+    assert lines[0].split() == ["layer", "overlap", "multiply-adds"]
+    assert " ".join(lines[1].split()) == "ConvTranspose1d(kernel_size=2, stride=2) uniform, 1 tap 12"
+
+
+def shell(*arguments):
+    code = "import sys, upconv.cli; c = upconv.cli.main(sys.argv[1:]); print('numpy' in sys.modules); sys.exit(c)"
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root / "src")}
+    command = [sys.executable, "-W", "error", "-c", code, "solve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+
+
+def test_the_shell_prints_layers_without_numpy():
+    ran = shell("7,6", "13,12", "--kernel", "3", "--stride", "2", "--limit", "2")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines() == [*table(shapes.solve((7, 6), (13, 12), kernel_size=3, stride=2)[:2]).splitlines(), "False"]
+    down = shell("12", "6", "-n", "1")
+    assert down.stdout.splitlines()[1].startswith("Conv1d(kernel_size=2, stride=2)")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("6,6 13,12 -k 3 -s 2 -p 1", "no such layer takes 6,6 to 13,12; nearest that can be reached: 12,12"),
+        ("1000 1500", "no such layer takes 1000 to 1500; nearest that can be reached: 1991 and 1007"),
+        ("5 5 -p 9 -k 3 -s 1", "no such layer takes 5 to 5; these arguments leave no output at all"),
+        ("6 x", "output size is 'x': give a whole number, or one a dimension as in 2,1"),
+    ],
+)
+def test_the_shell_names_the_nearest_sizes_in_one_line(line, text):
+    ran = shell(*line.split())
+    assert ran.returncode == 2
+    assert ran.stderr == f"upconv: {text}\n"
 
 
 def down(k, s, p, **more):
@@ -326,3 +364,11 @@ def test_errors_of_a_chain():
         "object is not a layer that changes sizes: give a ConvSpec, or a convolution, transposed convolution or "
         "pooling layer with kernel_size, stride, padding and dilation"
     )
+
+
+@pytest.mark.parametrize("page", ["shapes.md", "checkerboard.md"])
+def test_the_pages_examples_run(page):
+    path = Path(__file__).parents[1] / "docs" / page
+    failed, tried = doctest.testfile(str(path), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried > 10
+    assert failed == 0

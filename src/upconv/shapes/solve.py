@@ -43,7 +43,8 @@ class Solution(Geometry):
     def verdict(self) -> str:
         """The overlap in words."""
         least, most = self.taps
-        return f"uniform, {most} taps" if self.uniform else f"uneven, {least} to {most} taps"
+        taps = f"{most} tap{'s' if most != 1 else ''}"
+        return f"uniform, {taps}" if self.uniform else f"uneven, {least} to {taps}"
 
 
 def solve(
@@ -62,7 +63,7 @@ def solve(
 
     >>> for found in solve(6, 12, stride=2)[:3]:
     ...     print(found, "", found.verdict)
-    ConvTranspose1d(kernel_size=2, stride=2)  uniform, 1 taps
+    ConvTranspose1d(kernel_size=2, stride=2)  uniform, 1 tap
     ConvTranspose1d(kernel_size=4, stride=2, padding=1)  uniform, 2 taps
     ConvTranspose1d(kernel_size=6, stride=2, padding=2)  uniform, 3 taps
     >>> solve((6, 6), (12, 12), kernel_size=3, stride=2)[0].arguments()["output_padding"]
@@ -225,12 +226,14 @@ def _solution(settings: tuple[Setting, ...], question: _Question) -> Solution:
 
 
 def table(solutions: Sequence[Solution]) -> str:
-    """Solutions as aligned lines: the layer, its overlap and its multiply-adds a channel pair.
+    """Solutions as aligned lines under a heading: the layer, its overlap and its multiply-adds a channel pair.
 
     >>> print(table(solve(6, 12, kernel_size=3, stride=2)))
-    ConvTranspose1d(kernel_size=3, stride=2, padding=1, output_padding=1)  uneven, 1 to 2 taps  17
-    ConvTranspose1d(kernel_size=3, stride=2, padding=((0, 1),))            uneven, 1 to 2 taps  17
+    layer                                                                  overlap              multiply-adds
+    ConvTranspose1d(kernel_size=3, stride=2, padding=1, output_padding=1)  uneven, 1 to 2 taps             17
+    ConvTranspose1d(kernel_size=3, stride=2, padding=((0, 1),))            uneven, 1 to 2 taps             17
     """
-    shown = [(str(s), s.verdict, f"{s.multiply_adds:,}") for s in solutions]
-    widths = [max((len(row[i]) for row in shown), default=0) for i in range(3)]
-    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in shown)
+    heading = ("layer", "overlap", "multiply-adds")
+    rows = [heading, *((str(s), s.verdict, f"{s.multiply_adds:,}") for s in solutions)]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
