@@ -18,6 +18,7 @@ import upconv
 COMMANDS = (
     "run",
     "shape",
+    "solve",
     "plan",
     "cache",
     "demo",
