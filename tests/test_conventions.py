@@ -57,9 +57,7 @@ def correlate_dilated(x, w, stride, dilation, low, high):
     spread = np.concatenate([np.zeros(max(low, 0)), spread[max(-low, 0) :]])
     spread = np.concatenate([spread[: len(spread) - max(-high, 0)], np.zeros(max(high, 0))])
     span = dilation * (len(w) - 1) + 1
-    return np.array(
-        [sum(spread[o + dilation * k] * w[k] for k in range(len(w))) for o in range(len(spread) - span + 1)]
-    )
+    return np.array([sum(spread[o + dilation * k] * w[k] for k in range(len(w))) for o in range(len(spread) - span + 1)])
 
 
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
@@ -195,14 +193,13 @@ def test_a_weight_comes_back(framework, rank, transposed):
     if framework not in layouts:
         pytest.skip("a way of transposed layers only")
     for groups in (1, 2) if layouts[framework].divided else (1,):
-        spec = spec_of(
-            transposed=transposed, in_channels=4, out_channels=6, kernel_size=(2, 3, 5)[:rank], groups=groups
-        )
+        spec = spec_of(transposed=transposed, in_channels=4, out_channels=6, kernel_size=(2, 3, 5)[:rank], groups=groups)
         w = np.arange(np.prod(spec.weight_shape), dtype=np.float32).reshape(spec.weight_shape)
         there = conventions.weight_from_torch(w, framework, transposed=transposed, groups=groups)
         back = conventions.weight_to_torch(there, framework, transposed=transposed, groups=groups)
         np.testing.assert_array_equal(back, w)
-        assert sorted(there.ravel()) == sorted(w.ravel()) and there.flags.c_contiguous
+        assert sorted(there.ravel()) == sorted(w.ravel())
+        assert there.flags.c_contiguous
 
 
 @pytest.mark.parametrize(
@@ -227,9 +224,7 @@ def test_shapes_of_weights(framework, groups, shape):
 def test_padding_there_and_back(size, pair, extra, framework):
     """What a framework is told, read back, with crop and extension that it leaves to us included, is the same layer."""
     n, k, s, d = size
-    spec = spec_of(
-        kernel_size=k, stride=s, dilation=d, padding=(pair,), output_padding=min(extra, max(s, d) - 1), rank=1
-    )
+    spec = spec_of(kernel_size=k, stride=s, dilation=d, padding=(pair,), output_padding=min(extra, max(s, d) - 1), rank=1)
     x, w = integers((1, 1, n)), integers((1, 1, k), 1)
     try:
         expected = run(x, w, spec, stride=s, dilation=d)
@@ -271,8 +266,7 @@ ERRORS = [
     ),
     (
         lambda: conventions.padding_to_torch("jax", [(3, 0)], kernel_size=3),
-        "this padding puts (1,) zeros before the first output, which no torch layer does: use padding 0 there and pad "
-        "the result",
+        "this padding puts (1,) zeros before the first output, which no torch layer does: use padding 0 there and pad the result",
     ),
     (
         lambda: conventions.padding_to_torch("jax", "SAME", kernel_size=3, output_padding=1),
@@ -380,10 +374,7 @@ def test_keras_itself():
     keras = pytest.importorskip("keras")
     pytest.importorskip("jax")
     for name, extra, (k, s) in [
-        (name, extra, ks)
-        for name in ("same", "valid")
-        for ks in ((3, 2), (4, 2), (5, 3), (2, 3), (7, 4))
-        for extra in (None, 0, 1)
+        (name, extra, ks) for name in ("same", "valid") for ks in ((3, 2), (4, 2), (5, 3), (2, 3), (7, 4)) for extra in (None, 0, 1)
     ]:
         x, kernel = integers((1, 5, 2)), integers((k, 3, 2), 1)
         layer = keras.layers.Conv1DTranspose(3, k, strides=s, padding=name, output_padding=extra, use_bias=False)
@@ -407,9 +398,7 @@ def test_jax_itself(padding):
             assert isinstance(padding, list)  # pairs that torch's padding cannot say
             continue
         np.testing.assert_array_equal(np.moveaxis(np.asarray(theirs), -1, 1), ours, err_msg=f"{k} {s} {d}")
-        swapped = jax.lax.conv_transpose(
-            x, kernel[::-1].swapaxes(1, 2), (s,), padding, rhs_dilation=(d,), transpose_kernel=True
-        )
+        swapped = jax.lax.conv_transpose(x, kernel[::-1].swapaxes(1, 2), (s,), padding, rhs_dilation=(d,), transpose_kernel=True)
         np.testing.assert_array_equal(np.asarray(swapped), np.asarray(theirs))
 
 

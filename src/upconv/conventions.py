@@ -87,9 +87,7 @@ def _grouped(weight: NDArray[Any], layout: Layout, groups: int) -> NDArray[Any]:
     w = weight.transpose(_axes(layout, rank))
     axis = 1 if layout.divided == "I" else 0
     if w.shape[axis] % groups:
-        raise SpecError(
-            f"weight of shape {weight.shape} has {w.shape[axis]} channels in groups {groups}: not divisible"
-        )
+        raise SpecError(f"weight of shape {weight.shape} has {w.shape[axis]} channels in groups {groups}: not divisible")
     size = w.shape[axis] // groups
     w = w.reshape(*w.shape[:axis], groups, size, *w.shape[axis + 1 :])
     w = np.moveaxis(w, axis, 0)
@@ -257,9 +255,7 @@ def _onnx(padding: Any, spans: Sequence[int], strides: Sequence[int], extra: Any
     if not isinstance(padding, str) and padding is not None and shapes is None:
         flat = [int(p) for p in padding]
         if len(flat) != 2 * len(spans):
-            raise SpecError(
-                f"pads {flat} has {len(flat)} values: ONNX takes {2 * len(spans)}, all befores, then all afters"
-            )
+            raise SpecError(f"pads {flat} has {len(flat)} values: ONNX takes {2 * len(spans)}, all befores, then all afters")
         return _ends(list(zip(flat[: len(spans)], flat[len(spans) :], strict=True)), added)
     name = "NOTSET" if not isinstance(padding, str) else padding
     _named("onnx", name, "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
@@ -277,9 +273,7 @@ def _tflite(padding: Any, spans: Sequence[int], strides: Sequence[int], _: Any, 
     """The output shape is an input there; SAME crops what is too much, smaller half before, VALID all of it after."""
     name = _named("tflite", padding, "SAME", "VALID")
     if shapes is None:
-        raise SpecError(
-            "TensorFlow Lite's TRANSPOSE_CONV takes its output size as an input: give output_shape and input_size"
-        )
+        raise SpecError("TensorFlow Lite's TRANSPOSE_CONV takes its output size as an input: give output_shape and input_size")
     pairs = []
     for k, s, (size, wanted) in zip(spans, strides, shapes, strict=True):
         total = transposed_extent(size, k, s, 0, 0, 1) - wanted
@@ -323,16 +317,12 @@ def padding_from_torch(spec: ConvSpec, framework: str) -> Native:
     if not spec.transposed:
         raise SpecError(f"{spec} is a convolution: its padding means the same everywhere, zeros around the input")
     if spec.padding_mode != "zeros":
-        raise SpecError(
-            f"padding_mode {spec.padding_mode!r} of a transposed layer: no framework has it; use upconv itself"
-        )
+        raise SpecError(f"padding_mode {spec.padding_mode!r} of a transposed layer: no framework has it; use upconv itself")
     zeros = ((0, 0),) * spec.rank
     spans = [effective_kernel(k, d) for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
     if framework in ("jax", "jax_transpose_kernel", "flax"):
         ends = zip(spans, spec.padding, spec.output_padding, strict=True)
-        return Native(
-            {"padding": [(k - 1 - lo, k - 1 - hi + more) for k, (lo, hi), more in ends]}, zeros, (0,) * spec.rank
-        )
+        return Native({"padding": [(k - 1 - lo, k - 1 - hi + more) for k, (lo, hi), more in ends]}, zeros, (0,) * spec.rank)
     if framework == "onnx":
         return _to_onnx(spec)
     if framework in ("torch", "mlx"):

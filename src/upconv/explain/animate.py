@@ -56,11 +56,10 @@ def animated_svg(e: Explanation, seconds: float = SECONDS) -> str:
 
 def write_gif(e: Explanation, target: BinaryIO, seconds: float = SECONDS) -> None:
     """Write the frames as a GIF that repeats. Raises ImportError with what to install."""
+    from upconv.explain.figure import need
     from upconv.explain.raster import rasters
 
     first, *rest = rasters(frames(e))
-    palette = first.quantize(64)
-    pictures = [palette, *(picture.quantize(palette=palette, dither=0) for picture in rest)]
-    pictures[0].save(
-        target, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 * seconds), loop=0
-    )
+    palette, plain = first.quantize(64), need("PIL.Image").Dither.NONE
+    pictures = [palette, *(picture.quantize(palette=palette, dither=plain) for picture in rest)]
+    pictures[0].save(target, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 * seconds), loop=0)

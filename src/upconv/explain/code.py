@@ -44,9 +44,7 @@ def code(spec: ConvSpec, framework: str) -> str:
     if framework not in writers:
         raise SpecError(f"framework is {framework!r}: use one of {', '.join(writers)}")
     if framework in ("keras", "jax", "onnx") and spec.transposed and spec.padding_mode != "zeros":
-        lines = [
-            f"# {FRAMEWORKS[framework]} has no transposed layer with padding_mode {spec.padding_mode!r}: use upconv."
-        ]
+        lines = [f"# {FRAMEWORKS[framework]} has no transposed layer with padding_mode {spec.padding_mode!r}: use upconv."]
         return "\n".join(lines + _upconv(spec))
     return "\n".join(writers[framework](spec))
 
@@ -136,9 +134,7 @@ def _keras(spec: ConvSpec) -> list[str]:
         dilation = {}
     arguments = dict(native.arguments)
     padding = arguments.pop("padding")
-    options = _options(strides=spec.stride, **dilation, **arguments) + (
-        f", padding={padding!r}" if padding != "valid" else ""
-    )
+    options = _options(strides=spec.stride, **dilation, **arguments) + (f", padding={padding!r}" if padding != "valid" else "")
     if padding == "valid" and "output_padding" in arguments and not any(arguments["output_padding"]):
         options += ", output_padding=0"
     if any(native.extend):
@@ -169,9 +165,7 @@ def _keras_conv(spec: ConvSpec) -> list[str]:
     lines = []
     if any(map(any, spec.padding)):
         pads = ((0, 0), *spec.padding, (0, 0))
-        lines.append(
-            f"x = np.pad(x, {pads}, mode={_PAD[spec.padding_mode]!r})  # Keras's 'same' depends on the input size"
-        )
+        lines.append(f"x = np.pad(x, {pads}, mode={_PAD[spec.padding_mode]!r})  # Keras's 'same' depends on the input size")
     options = _options(strides=spec.stride, dilation_rate=spec.dilation, groups=spec.groups)
     axes = (*range(2, 2 + spec.rank), 1, 0)
     if max(spec.stride) > 1 and max(spec.dilation) > 1:
@@ -231,9 +225,7 @@ def _onnx(spec: ConvSpec) -> list[str]:
         arguments = native.arguments
         if any(native.extend):
             pads = ((0, 0), (0, 0), *((0, m) for m in native.extend))
-            lines.append(
-                f"x = np.pad(x, {pads})  # for output_padding as large as the stride, which ONNX Runtime refuses"
-            )
+            lines.append(f"x = np.pad(x, {pads})  # for output_padding as large as the stride, which ONNX Runtime refuses")
     else:
         arguments = {"pads": [lo for lo, _ in spec.padding] + [hi for _, hi in spec.padding]}
         if spec.padding_mode != "zeros":
@@ -244,9 +236,7 @@ def _onnx(spec: ConvSpec) -> list[str]:
                "group": spec.groups, **arguments}  # fmt: skip
     text = ", ".join(f"{name}={value!r}" for name, value in options.items())
     last = "conv" if spec.activation else "y"
-    nodes = [
-        f'helper.make_node("{"ConvTranspose" if spec.transposed else "Conv"}", ["x", "w", "b"], ["{last}"], {text})'
-    ]
+    nodes = [f'helper.make_node("{"ConvTranspose" if spec.transposed else "Conv"}", ["x", "w", "b"], ["{last}"], {text})']
     nodes += _onnx_activation(spec)
     lines += ["nodes = [", *(f"    {node}," for node in nodes), "]"]
     lines += ['graph = helper.make_graph(nodes, "layer",',

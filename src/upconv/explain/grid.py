@@ -62,9 +62,7 @@ def _window(axis: Axis, cell: int, *, inputs: bool) -> Window:
 
 def _places(windows: list[Window], x: float) -> list[tuple[int, int, float, float]]:
     return [
-        (r, c, x + PITCH * (m + 0.5), TOP + PITCH * (n + 0.5))
-        for n, r in enumerate(windows[0])
-        for m, c in enumerate(windows[1])
+        (r, c, x + PITCH * (m + 0.5), TOP + PITCH * (n + 0.5)) for n, r in enumerate(windows[0]) for m, c in enumerate(windows[1])
     ]
 
 
@@ -107,9 +105,7 @@ def _tap_marks(
     ]
 
 
-def _output_marks(
-    axes: tuple[Axis, ...], windows: list[Window], cell: tuple[int, ...], around: int, x: float
-) -> list[Item]:
+def _output_marks(axes: tuple[Axis, ...], windows: list[Window], cell: tuple[int, ...], around: int, x: float) -> list[Item]:
     spans = [(0, axis.output, axis.output - axis.output_padding) for axis in axes]
     counts = [{p: axis.writes(p) for p in w if 0 <= p < axis.output} for axis, w in zip(axes, windows, strict=True)]
     most = prod(max(c.values(), default=1) for c in counts) * around or 1
@@ -130,9 +126,7 @@ def _phases(e: Explanation, width: float) -> Scene | None:
         return None
     rows, columns = (min(k, KERNEL_SHOWN) for k in e.spec.kernel_size[-2:])
     flat = [p for p in e.phases if e.spec.rank == 2 or p.index[0] == e.example[0] % e.spec.stride[0]]
-    items: list[Item] = [
-        Words(16, 18, f"phases: {e.phase_count} small convolutions with stride 1, interleaved", 12, bold=True)
-    ]
+    items: list[Item] = [Words(16, 18, f"phases: {e.phase_count} small convolutions with stride 1, interleaved", 12, bold=True)]
     wide, tall = max(MINI * columns, 84) + 26, MINI * rows + 44
     x, y = 24.0, 34.0
     for phase in flat:

@@ -74,8 +74,7 @@ def _tables(e: Explanation) -> str:
 
 def _codes(e: Explanation) -> str:
     blocks = "".join(
-        f"<details><summary>Code for {escape(label)}</summary>"
-        f"<pre><code>{escape(code(e.spec, name))}</code></pre></details>"
+        f"<details><summary>Code for {escape(label)}</summary><pre><code>{escape(code(e.spec, name))}</code></pre></details>"
         for name, label in FRAMEWORKS.items()
     )
     return f'<div class="codes">{blocks}</div>'

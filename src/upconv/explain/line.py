@@ -85,11 +85,7 @@ def _strokes(axis: Axis, dense: Window, sparse: dict[int, float], example: int) 
 
 def _tap_names(axis: Axis, dense: Window, sparse: dict[int, float], example: int) -> list[Item]:
     """The tap on each line of the example, staggered so that names do not cover each other."""
-    rows = [
-        (j, k, p)
-        for j, k, p in _links(axis, dense, sparse)
-        if (axis.fold(p) == example if axis.transposed else j == example)
-    ]
+    rows = [(j, k, p) for j, k, p in _links(axis, dense, sparse) if (axis.fold(p) == example if axis.transposed else j == example)]
     items: list[Item] = []
     for n, (j, k, p) in enumerate(sorted(rows)[:LINKS_SHOWN]):
         top, bottom = (sparse[j], _x(dense, p)) if axis.transposed else (_x(dense, p), sparse[j])

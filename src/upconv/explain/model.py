@@ -135,8 +135,7 @@ class Explanation:
 
 def _terms(rows: list[tuple[Link, ...]], limit: int) -> tuple[Term, ...]:
     return tuple(
-        Term(tuple(p.input for p in t), tuple(p.tap for p in t), tuple(p.output for p in t))
-        for t in islice(product(*rows), limit)
+        Term(tuple(p.input for p in t), tuple(p.tap for p in t), tuple(p.output for p in t)) for t in islice(product(*rows), limit)
     )
 
 
@@ -177,9 +176,7 @@ def _round_trip(spec: ConvSpec, size: tuple[int, ...], out: tuple[int, ...]) -> 
     if not spec.transposed:
         extra = tuple(
             (n + lo + hi - (d * (k - 1) + 1)) % s
-            for n, (lo, hi), d, k, s in zip(
-                size, spec.padding, spec.dilation, spec.kernel_size, spec.stride, strict=True
-            )
+            for n, (lo, hi), d, k, s in zip(size, spec.padding, spec.dilation, spec.kernel_size, spec.stride, strict=True)
         )
     partner = replace(
         spec,

@@ -18,9 +18,7 @@ def save(e: Explanation, path: str | PathLike[str], *, animate: bool = False) ->
     place = Path(path)
     kind = place.suffix.lower().lstrip(".")
     if kind not in ENDINGS:
-        raise SpecError(
-            f"{place.name!r} ends in {place.suffix or 'nothing'!r}: use {', '.join('.' + k for k in ENDINGS)}"
-        )
+        raise SpecError(f"{place.name!r} ends in {place.suffix or 'nothing'!r}: use {', '.join('.' + k for k in ENDINGS)}")
     if animate and kind not in ("svg", "gif"):
         raise SpecError(f"a .{kind} file does not move: animate into .gif or .svg")
     handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.stem}-", suffix=place.suffix)

@@ -35,9 +35,7 @@ LOOKS = {
     "output": Look("square", "#ffe3a8", "#8a5f00", "#000000", "output cell"),
     "tap": Look("diamond", "#ffffff", "#00664b", "#000000", "kernel tap"),
     "used": Look("diamond", "#009E73", "#003d2d", "#000000", "tap in use"),
-    "cropped": Look(
-        "square", "#f4f4f4", "#777777", "#555555", "computed, then cropped by padding", dash=True, hatch=True
-    ),
+    "cropped": Look("square", "#f4f4f4", "#777777", "#555555", "computed, then cropped by padding", dash=True, hatch=True),
     "padded": Look("circle", "#f4f4f4", "#777777", "#555555", "padding around the input", dash=True, hatch=True),
     "extra": Look("square", "#ffffff", "#8a5f00", "#000000", "added by output_padding", hatch=True),
 }

@@ -21,9 +21,7 @@ def blend(level: float) -> str:
     ('#fff6e0', '#e69f00')
     """
     pale, full = (0xFF, 0xF6, 0xE0), (0xE6, 0x9F, 0x00)
-    return "#" + "".join(
-        f"{round(a + (b - a) * min(max(level, 0.0), 1.0)):02x}" for a, b in zip(pale, full, strict=True)
-    )
+    return "#" + "".join(f"{round(a + (b - a) * min(max(level, 0.0), 1.0)):02x}" for a, b in zip(pale, full, strict=True))
 
 
 def _n(value: float) -> str:
@@ -71,13 +69,10 @@ def _mark(m: Mark) -> str:
         case "circle":
             body = f'<circle cx="{_n(m.x)}" cy="{_n(m.y)}" r="{_n(half)}" {style}/>'
         case "square":
-            body = (
-                f'<rect x="{_n(m.x - half)}" y="{_n(m.y - half)}" width="{_n(m.size)}" height="{_n(m.size)}" {style}/>'
-            )
+            body = f'<rect x="{_n(m.x - half)}" y="{_n(m.y - half)}" width="{_n(m.size)}" height="{_n(m.size)}" {style}/>'
         case _:
             points = " ".join(
-                f"{_n(x)},{_n(y)}"
-                for x, y in ((m.x, m.y - half), (m.x + half, m.y), (m.x, m.y + half), (m.x - half, m.y))
+                f"{_n(x)},{_n(y)}" for x, y in ((m.x, m.y - half), (m.x + half, m.y), (m.x, m.y + half), (m.x - half, m.y))
             )
             body = f'<polygon points="{points}" {style}/>'
     return _group(m, body + _label(m, look.ink))

@@ -111,11 +111,7 @@ def _overlap(e: Explanation) -> tuple[str, str]:
         for c, o, limit in zip(cell[-2:], e.output_size[-2:], (ROW_SHOWN, COLUMNS_SHOWN)[-min(rank, 2) :], strict=True)
     ]
     names = ("rows", "columns") if rank > 1 else ("positions",)
-    cut = [
-        f"{name} {w.start} to {w.stop - 1} of {w.last + 1}"
-        for name, w in zip(names, windows, strict=True)
-        if len(w) <= w.last
-    ]
+    cut = [f"{name} {w.start} to {w.stop - 1} of {w.last + 1}" for name, w in zip(names, windows, strict=True) if len(w) <= w.last]
     slice_ = f", slice {cell[0]}" if rank == 3 else ""
     title = f"taps that write each output{slice_}{': ' + ', '.join(cut) if cut else ''}"
     around = e.axes[0].writes(cell[0]) if rank == 3 else 1
