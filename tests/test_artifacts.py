@@ -1,5 +1,6 @@
 """Checkerboards: the maps, the gains, the score and the initialisers, against what the layers really give."""
 
+import warnings
 from itertools import product
 from math import log10
 
@@ -310,3 +311,21 @@ def test_errors_of_a_report():
     with pytest.raises(SpecError) as error:
         artifacts.report(torch.nn.LazyConvTranspose1d(4, 4))
     assert str(error.value) == "LazyConvTranspose1d has no weights yet, being lazy: run the model once, then ask again"
+
+
+def test_a_report_reads_parametrised_and_quantised_weights():
+    torch = pytest.importorskip("torch")
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.ConvTranspose1d(4, 2, 4, 2, 1))
+    found = artifacts.report(torch.nn.Sequential(normed)).layers
+    assert [(r.name, r.score) for r in found] == [("0", artifacts.score(found[0].spec, normed.weight))]
+
+    class Packed:  # as torch.ao.nn.quantized keeps its weight: behind a method, in eight bits
+        in_channels, out_channels, kernel_size, stride, padding, transposed = 1, 1, (4,), (2,), (1,), True
+
+        def weight(self):
+            return torch.quantize_per_tensor(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), 0.5, 0, torch.qint8)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of its quantised tensors
+        (packed,) = artifacts.report(Packed()).layers
+    assert packed.score == artifacts.score(packed.spec, [[[1, 2, 3, 4]]])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv import shapes
-from upconv.artifacts.layers import transposed_of, weight_of
+from upconv.artifacts.layers import transposed_of, weight_in, weight_of
 from upconv.shapes import Phase
 from upconv.spec import ConvSpec, integer
 
@@ -153,5 +153,5 @@ def _ripple(values: NDArray[np.float64]) -> float:
 def _spec_and_weight(layer: Any, weight: Any) -> tuple[ConvSpec, NDArray[np.float64]]:
     spec = transposed_of(layer)
     if weight is None and not isinstance(layer, ConvSpec):
-        weight = layer.weight
+        weight = weight_in(layer)
     return spec, weight_of(spec, weight)

@@ -22,6 +22,11 @@ def is_layer(source: Any) -> bool:
     return all(hasattr(source, name) for name in names)
 
 
+def weight_in(source: Any) -> Any:
+    """The layer's weight; quantised layers of torch hold it packed, behind a method."""
+    return source.weight() if callable(source.weight) else source.weight
+
+
 def spec_of(source: Any) -> ConvSpec:
     """The spec of a ConvSpec, or of a layer of upconv.nn or torch.nn. Raises TypeError for anything else."""
     if isinstance(source, ConvSpec):
@@ -31,7 +36,8 @@ def spec_of(source: Any) -> ConvSpec:
         return spec
     if not is_layer(source):
         raise TypeError(f"{type(source).__name__} is not a layer: give a ConvSpec or a layer of upconv.nn or torch.nn")
-    if type(source.weight).__name__ == "UninitializedParameter":
+    weight = weight_in(source)
+    if type(weight).__name__ == "UninitializedParameter":
         raise SpecError(f"{type(source).__name__} has no weights yet, being lazy: run the model once, then ask again")
     given = {name: getattr(source, name) for name in _FIELDS if hasattr(source, name)}
     transposed = bool(getattr(source, "transposed", "Transpose" in type(source).__name__))
@@ -41,7 +47,7 @@ def spec_of(source: Any) -> ConvSpec:
         transposed=transposed,
         in_channels=source.in_channels,
         out_channels=source.out_channels,
-        rank=len(source.weight.shape) - 2,
+        rank=len(weight.shape) - 2,
         **given,
     )
 
@@ -51,6 +57,7 @@ def array_of(weight: Any) -> NDArray[np.float64]:
     if hasattr(weight, "detach"):
         if getattr(weight, "is_meta", False):
             raise SpecError("weight is on the meta device and holds no numbers: load or initialise the model first")
+        weight = weight.dequantize() if getattr(weight, "is_quantized", False) else weight
         weight = weight.detach().to("cpu").double().numpy()
     return np.asarray(weight, np.float64)
 
@@ -85,11 +92,11 @@ def named_layers(model: Any) -> Iterator[tuple[str, Any, ConvSpec, Any]]:
             for name, *rest in named_layers(part):
                 yield f"{i}.{name}".rstrip("."), rest[0], rest[1], rest[2]
     elif is_layer(model):
-        yield "", model, spec_of(model), model.weight
+        yield "", model, spec_of(model), weight_in(model)
     elif hasattr(model, "named_modules"):
         for name, module in model.named_modules():
             if is_layer(module):
-                yield name, module, spec_of(module), module.weight
+                yield name, module, spec_of(module), weight_in(module)
     else:
         raise TypeError(
             f"{type(model).__name__} is not a model: give a torch.nn.Module, a layer of upconv.nn or torch.nn, a "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv.artifacts.gains import VISIBLE, Score
-from upconv.artifacts.layers import transposed_of, weight_of
+from upconv.artifacts.layers import transposed_of, weight_in, weight_of
 from upconv.shapes import Geometry, overlap_range
 from upconv.spec import ConvSpec, SpecError, times
 
@@ -31,7 +31,7 @@ def blurred(layer: Any, weight: Any = None) -> tuple[ConvSpec, NDArray[Any]]:
     written out with its zeros. Raises SpecError for a convolution or a weight of another shape.
     """
     spec = transposed_of(layer)
-    given = layer.weight if weight is None and not isinstance(layer, ConvSpec) else weight
+    given = weight_in(layer) if weight is None and not isinstance(layer, ConvSpec) else weight
     dtype = getattr(given, "dtype", None)
     array = weight_of(spec, given)
     for axis, (s, d) in enumerate(zip(spec.stride, spec.dilation, strict=True), start=2):
