@@ -22,6 +22,8 @@ COMMANDS = (
     "plan",
     "cache",
     "demo",
+    "explain",
+    "inspect",
 )
 
 app = typer.Typer(
