@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint lint-rules lint-format lint-types lint-floors format clean
 
 demo: $(VENV)/base
 	$(BIN)/upconv demo
@@ -15,10 +15,18 @@ demo: $(VENV)/base
 test: $(VENV)/test
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/dev
+lint: lint-rules lint-format lint-types lint-floors
+
+lint-rules: $(VENV)/dev
 	$(BIN)/ruff check
+
+lint-format: $(VENV)/dev
 	$(BIN)/ruff format --check
+
+lint-types: $(VENV)/dev
 	$(BIN)/mypy
+
+lint-floors: $(VENV)/dev
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev
