@@ -121,7 +121,7 @@ def test_a_sequential_is_joined_and_undone(ran: list[Any]) -> None:
         expected = model(x)
         assert accelerate(model) is model
         close(model(x), expected)
-        assert ran == [("ConvTranspose2d", "leaky_relu"), ("Conv2d", "silu"), ("Conv2d", None)]
+        assert ran == [("ConvTranspose2d", "leaky_relu"), ("Conv2d", "silu"), ("Conv2d", "sigmoid")]
         close(model[0](x), nn.functional.conv_transpose2d(x, model[0].weight, model[0].bias, 2, 1))
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -144,6 +144,34 @@ def test_a_block_with_a_forward_of_its_own(rank: int, ran: list[Any]) -> None:
         accelerate(model)
         close(model(x), expected)
     assert ran == [(f"Conv{rank}d", "relu"), (f"Conv{rank}d", None)] * 2
+
+
+class Wrapped(nn.Module):
+    """The layer alone in a Sequential, the norm beside it, dropout before the activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Sequential(nn.ConvTranspose1d(3, 4, 4, 2)))
+        self.norm, self.drop, self.act = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Tanh()
+
+    def forward(self, x: Any) -> Any:
+        return self.act(self.drop(self.norm(self.conv(x)))) + 0
+
+
+def test_a_layer_inside_a_sequential_and_what_is_inert(ran: list[Any]) -> None:
+    model = lively(Wrapped())
+    x = torch.randn(2, 3, 7)
+    with torch.inference_mode():
+        expected, bare = model(x), model.conv(x)
+        accelerate(model)
+        close(model(x), expected)
+        assert ran == [("ConvTranspose1d", "tanh")]
+        close(model.conv(x), bare)
+        model.drop.train()  # some estimate uncertainty that way
+        torch.manual_seed(0)
+        noisy = model(x)
+        torch.manual_seed(0)
+        close(noisy, restore(model)(x))
 
 
 def test_children_called_by_others_do_their_own_work(ran: list[Any]) -> None:
@@ -192,6 +220,24 @@ def shared_layer() -> Any:
     return nn.Sequential(conv, nn.BatchNorm1d(3), nn.ReLU(), conv, nn.Tanh())
 
 
+def shared_followers() -> Any:
+    norm, act = nn.BatchNorm1d(3), nn.ELU()
+    a, b = nn.Conv1d(3, 3, 3), nn.ConvTranspose1d(3, 3, 3)
+    return nn.Sequential(a, norm, act, nn.Sequential(b, norm), act, nn.Softsign(), a, norm)
+
+
+class TwoNames(nn.Module):
+    """The same block under two names and run twice, as DynUNet keeps its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv1d(3, 3, 3, padding=1), nn.BatchNorm1d(3), nn.ReLU())
+        self.again = self.block
+
+    def forward(self, x: Any) -> Any:
+        return self.again(self.block(x)) + self.block[1](x)
+
+
 def shared_weight() -> Any:
     a, b = nn.Conv1d(3, 3, 3, padding=1), nn.Conv1d(3, 3, 3, padding=1)
     b.weight = a.weight
@@ -222,7 +268,7 @@ class Fork(nn.Module):
         return self.norm(y) + y + (self.act(z) if raw is None else z + raw)
 
 
-@pytest.mark.parametrize("make", [shared_layer, shared_weight, hooked_norm, without_statistics, Fork])
+@pytest.mark.parametrize("make", [shared_layer, shared_followers, TwoNames, shared_weight, hooked_norm, without_statistics, Fork])
 def test_awkward_models_keep_their_results(make: Callable[[], Any]) -> None:
     model = lively(make()) if make is not without_statistics else make().eval()
     x = torch.randn(2, 3, 9)

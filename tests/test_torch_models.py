@@ -30,7 +30,7 @@ SMALL = {
     "dcgan": (lambda z: z.dcgan(10, 4), (2, 10, 1, 1), 5),
     "unet": (lambda z: z.UNet(2, 3, 2, (4, 8, 16)), (1, 3, 16, 12), 10),
     "unet3d": (lambda z: z.UNet(3, 1, 3, (4, 8)), (1, 1, 4, 6, 8), 6),
-    "hifigan": (lambda z: z.HiFiGAN(16, (4, 2), (8, 4), (3, 7), (1, 3)), (1, 80, 9), 9),
+    "hifigan": (lambda z: z.HiFiGAN(16, (4, 2), (8, 4), (3, 7), (1, 3)), (1, 80, 9), 10),
 }
 """Name -> (maker, input, how many layers are joined with what follows)."""
 

@@ -176,8 +176,12 @@ def _changes(candidates: list[Candidate]) -> list[Change]:
 def _sequence(owner: Any, joined: list[Fused]) -> FusedSequence:
     children = flattened(owner)
     starts = {id(f.layer): f for f in joined}
-    covered = {id(m) for f in joined for m in f.modules[1:]}
-    steps = [starts.get(id(m), m) for m in children if id(m) not in covered]
+    steps: list[Any] = []
+    left = children
+    while left:
+        fused = starts.get(id(left[0]))
+        steps.append(left[0] if fused is None else fused)
+        left = left[1 if fused is None else len(fused.modules) :]
     return FusedSequence(owner, steps, tuple(children))
 
 

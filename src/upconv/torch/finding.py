@@ -1,7 +1,7 @@
 """Which layers of a model are followed by a BatchNorm or an activation, and by nothing else.
 
-A Sequential tells by its order. Any other module is traced (torch.fx) alone, every child a closed box; where that
-fails, or where a module is called twice, shared or watched, nothing is joined.
+A Sequential tells by its order. Any other module is traced (torch.fx) alone, every child but Sequentials a closed box;
+where that fails, or where a module is called twice or watched, nothing is joined.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from upconv.torch.fusing import NORMS, Fused, activation_of, flattened, hooked, plain_sequence
+from upconv.torch.fusing import INERT, NORMS, Fused, activation_of, flattened, hooked, plain_sequence
 from upconv.torch.layers import OURS
+
+_LONGEST = 6  # modules of a run that are looked at
 
 
 def base_of(module: nn.Module) -> type[nn.Module] | None:
@@ -36,17 +39,29 @@ def _foldable(layer: Any, norm: Any) -> bool:
     )
 
 
-def _fused(owner: nn.Module, run: list[Any], single: Any) -> Fused | None:
-    """What of a run of modules (a layer, then up to two more) can be joined."""
-    layer, *rest = run
-    if base_of(layer) is None or getattr(layer, "activation", None) is not None or not single(layer) or hooked(layer):
+def _fused(owner: nn.Module, run: Sequence[nn.Module]) -> Fused | None:
+    """What of a run of modules, called one after the other, can be joined to the first."""
+    layer = run[0]
+    if base_of(layer) is None or getattr(layer, "activation", None) is not None:
         return None
-    rest = [m for m in rest if isinstance(m, nn.Module)]
-    norm = rest.pop(0) if rest and _foldable(layer, rest[0]) and single(rest[0]) and not hooked(rest[0]) else None
-    follows = rest[0] if rest else None
-    usable = activation_of(follows) is not None and single(follows) and follows is not None and not hooked(follows)
-    fused = Fused(owner, layer, norm, follows if usable else None)
-    return fused if len(fused.modules) > 1 else None
+    found: list[nn.Module] = []
+    norm = activation = None
+    for module in run:
+        if hooked(module):
+            break
+        if module is not layer and type(module) not in INERT:
+            if norm is None and _foldable(layer, module):
+                norm = module
+            elif activation_of(module) is not None:
+                activation = module
+            else:
+                break
+        found.append(module)
+        if activation is not None:
+            break
+    while found and type(found[-1]) in INERT:
+        found.pop()
+    return Fused(owner, found, norm, activation) if len(found) > 1 else None
 
 
 def _trace(module: nn.Module, concrete: dict[str, Any]) -> fx.Graph | None:
@@ -54,7 +69,7 @@ def _trace(module: nn.Module, concrete: dict[str, Any]) -> fx.Graph | None:
 
     class Boxes(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, name: str) -> bool:
-            return True
+            return not plain_sequence(m)
 
     kept = dict(module.__dict__)
     inner = {k: dict(kept[k]) for k in ("_parameters", "_buffers", "_modules")}
@@ -87,7 +102,7 @@ def _runs(module: nn.Module, graph: fx.Graph) -> list[tuple[nn.Module, ...]]:
         if start is None or base_of(start) is None:
             continue
         run = [start]
-        while len(run) < 3 and len(at.users) == 1:
+        while len(run) < _LONGEST and len(at.users) == 1:
             at = next(iter(at.users))
             following = called(at)
             if following is None or len(at.args) != 1 or at.kwargs:
@@ -114,19 +129,20 @@ def _runs_of(module: nn.Module) -> list[tuple[nn.Module, ...]]:
 
 def chains(model: nn.Module) -> list[Fused]:
     """Every layer of the model that can be joined with what follows it."""
-    places = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-
-    def single(m: Any) -> bool:
-        return places[id(m)] == 1
-
     found: list[Fused | None] = []
     inside: set[int] = set()  # Sequentials that a Sequential round them runs
     for module in model.modules():
         if plain_sequence(module):
             steps = flattened(module)
             if id(module) not in inside:
-                found += [_fused(module, steps[i : i + 3], single) for i in range(len(steps))]
+                once = Counter(map(id, steps))
+                found += [_fused(module, steps[i : i + _LONGEST]) for i, m in enumerate(steps) if once[id(m)] == 1]
             inside.update(id(m) for m in module.modules() if m is not module and plain_sequence(m))
-        elif "forward" not in module.__dict__ and any(m and base_of(m) for m in module._modules.values()):
-            found += [_fused(module, list(run), single) for run in _runs_of(module)]
-    return [f for f in found if f is not None]
+        elif "forward" not in module.__dict__ and base_of(module) is None and any(map(base_of, module.modules())):
+            found += [_fused(module, run) for run in _runs_of(module)]
+    longest: dict[int, Fused] = {}
+    for fused in found:  # a layer in a Sequential in a traced module is found twice
+        known = None if fused is None else longest.get(id(fused.layer))
+        if fused is not None and (known is None or len(fused.modules) >= len(known.modules)):
+            longest[id(fused.layer)] = fused
+    return list(longest.values())

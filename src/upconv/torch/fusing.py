@@ -18,6 +18,7 @@ from upconv.torch import arrays
 from upconv.torch.calls import traced
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INERT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)  # in eval mode
 
 
 def activation_of(module: nn.Module | None) -> tuple[str, float] | str | None:
@@ -61,7 +62,7 @@ class Fused:
     """A layer and what follows it inside `owner`'s forward."""
 
     owner: nn.Module
-    layer: Any
+    modules: list[nn.Module]  # in the order of their calls: the layer, then the norm and the activation, and the inert
     norm: Any
     activation: nn.Module | None
     _sources: list[Tensor] = field(default_factory=list, repr=False)
@@ -69,17 +70,17 @@ class Fused:
     _folded: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
-    def modules(self) -> list[nn.Module]:
-        return [m for m in (self.layer, self.norm, self.activation) if m is not None]
+    def layer(self) -> Any:
+        return self.modules[0]
 
     def possible(self) -> bool:
         """Whether doing all the work at once would, just now, change nothing but the time."""
         if self.owner.training or _tracing() or any(hooked(m) for m in self.modules):
             return False
-        if self.norm is None:
-            return True
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in self._tensors())
-        return not (wanted or self.norm.training)
+        if any(m.training for m in self.modules[1:]):
+            return False
+        folding_hides = self.norm is not None and torch.is_grad_enabled()
+        return not (folding_hides and any(t.requires_grad for t in self._tensors()))
 
     def _tensors(self) -> list[Tensor]:
         layer, norm = self.layer, self.norm
