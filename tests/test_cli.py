@@ -157,8 +157,7 @@ def test_a_deep_picture_keeps_its_levels(folder: Path) -> None:
         ("run x.npy -w w.npy -o y.npy -s 0", "stride is 0: it must be at least 1"),
         (
             "run x.npy -w w.npy -o y.npy -p 1:x",
-            "padding is '1:x': give a whole number, one a dimension as in 1,2, before:after pairs as in 0:1,0:1, same "
-            "or valid",
+            "padding is '1:x': give a whole number, one a dimension as in 1,2, before:after pairs as in 0:1,0:1, same or valid",
         ),
         (
             "run x.npy -w w.npy -o y.npy -a leaky_relu:much",
@@ -179,8 +178,7 @@ def test_a_deep_picture_keeps_its_levels(folder: Path) -> None:
         ),
         (
             "run x.npy -w b.npy -o y.npy",
-            "weight has shape (3,): it must be 3-D, 4-D or 5-D for rank 1, 2 or 3, (channels, channels // groups, "
-            "*kernel)",
+            "weight has shape (3,): it must be 3-D, 4-D or 5-D for rank 1, 2 or 3, (channels, channels // groups, *kernel)",
         ),
         (
             "run x.txt -w w.npy -o y.npy",

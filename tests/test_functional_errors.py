@@ -32,8 +32,7 @@ X, W, B = ones(2, 4, 6, 6), ones(4, 3, 3, 3), ones(3)
         ),
         (
             lambda: upconv.conv_transpose(X, ones(4, 3)),
-            "weight has shape (4, 3): it must be 3-D, 4-D or 5-D for rank 1, 2 or 3, (channels, channels // groups, "
-            "*kernel)",
+            "weight has shape (4, 3): it must be 3-D, 4-D or 5-D for rank 1, 2 or 3, (channels, channels // groups, *kernel)",
         ),
         (
             lambda: upconv.conv_transpose2d(X, ones(4, 3, 3)),
@@ -180,9 +179,7 @@ FORMS = {
     "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
     "transposed": lambda a: np.asfortranarray(a),
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
-    "channels_last": lambda a: (
-        np.ascontiguousarray(np.moveaxis(a, 1, -1)).swapaxes(-1, 1).swapaxes(-1, -2) if a.ndim == 4 else a
-    ),
+    "channels_last": lambda a: np.ascontiguousarray(np.moveaxis(a, 1, -1)).swapaxes(-1, 1).swapaxes(-1, -2) if a.ndim == 4 else a,
     "read_only": read_only,
     "big_endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
     "unaligned": unaligned,

@@ -81,9 +81,7 @@ def test_equals_torch(problem: Problem, dtype: Any) -> None:
     if spec.transposed:
         # torch crops both sides alike and refuses some output_padding; so: nothing cropped, more at the end, then cut
         call = getattr(functional, f"conv_transpose{spec.rank}d")
-        full = functional.pad(
-            call(x, weight, bias, **shared), [n for e in reversed(spec.output_padding) for n in (0, e)]
-        )
+        full = functional.pad(call(x, weight, bias, **shared), [n for e in reversed(spec.output_padding) for n in (0, e)])
         out = spec.output_size(problem.size)
         cut = tuple(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, out, strict=True))
         theirs = full[(..., *cut)].numpy().copy()
@@ -170,9 +168,7 @@ def test_activations_equal_torch_s(name: str, dtype: Any) -> None:
     torch = pytest.importorskip("torch")
     x = np.concatenate([np.linspace(-30, 30, 241), [-1e4, 1e4, -0.0, np.inf, -np.inf, np.nan]]).astype(dtype)
     activation = None if ACTIVATIONS[name] is None else (name, 0.3)
-    spec = ConvSpec.make(
-        transposed=True, in_channels=1, out_channels=1, kernel_size=1, activation=activation or name, rank=1
-    )
+    spec = ConvSpec.make(transposed=True, in_channels=1, out_channels=1, kernel_size=1, activation=activation or name, rank=1)
     y = reference.forward(spec, x[None, None], np.ones((1, 1, 1), dtype), None, (x.size,))
     function = getattr(torch.nn.functional, name)
     theirs = function(torch.from_numpy(x), *([0.3] if activation else [])).numpy()

@@ -33,9 +33,7 @@ def test_transposed_size_is_what_the_definition_reaches(problem: Problem) -> Non
             strict=True,
         )
     ):
-        reached = max(
-            spec.stride[d] * i + spec.dilation[d] * k for i, k in product(range(n), range(spec.kernel_size[d]))
-        )
+        reached = max(spec.stride[d] * i + spec.dilation[d] * k for i, k in product(range(n), range(spec.kernel_size[d])))
         assert got == reached + 1 - sum(spec.padding[d]) + spec.output_padding[d]
 
 
@@ -73,9 +71,7 @@ def _least(problem: Problem) -> list[int]:
     spec = problem.spec
     return [
         (n - 1) * s + d * (k - 1) + 1 - lo - hi
-        for n, s, d, k, (lo, hi) in zip(
-            problem.size, spec.stride, spec.dilation, spec.kernel_size, spec.padding, strict=True
-        )
+        for n, s, d, k, (lo, hi) in zip(problem.size, spec.stride, spec.dilation, spec.kernel_size, spec.padding, strict=True)
     ]
 
 

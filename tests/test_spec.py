@@ -134,8 +134,7 @@ def test_output_size_takes_one_number_for_all_dimensions() -> None:
         (make(transposed=False, stride=1, rank=1), "Conv1d 4 -> 6, kernel 3"),
         (
             make(padding=(1, 0), output_padding=1, dilation=(1, 2), groups=2, activation="relu"),
-            "ConvTranspose2d 4 -> 6, kernel 3x3, stride 2x2, padding 1x0, output_padding 1x1, dilation 1x2, groups 2, "
-            "relu",
+            "ConvTranspose2d 4 -> 6, kernel 3x3, stride 2x2, padding 1x0, output_padding 1x1, dilation 1x2, groups 2, relu",
         ),
         (
             make(padding=((0, 1), (1, 1)), padding_mode="circular", activation=("elu", 0.5)),

@@ -23,9 +23,7 @@ def info() -> None:
 
     found = cache.info()
     if found.path is None:
-        typer.echo(
-            "no cache: UPCONV_CACHE is off, or its folder cannot be used; every process compiles its own kernels"
-        )
+        typer.echo("no cache: UPCONV_CACHE is off, or its folder cannot be used; every process compiles its own kernels")
     else:
         typer.echo(f"{found.path}\n{found.entries} kernels, {found.bytes / 1e6:.2f} MB")
 

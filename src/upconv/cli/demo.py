@@ -92,9 +92,7 @@ def _compared(layer: Any, step: Step, x: NDArray[Any], y: NDArray[Any], with_tor
 
         size = y.shape[2:]
         spec = layer.spec.with_output_size(x.shape[2:], size) if layer.transposed else layer.spec
-        return "the reference kernel", float(
-            np.abs(reference.forward(spec, x, layer.weight, layer.bias, size) - y).max()
-        )
+        return "the reference kernel", float(np.abs(reference.forward(spec, x, layer.weight, layer.bias, size) - y).max())
     import torch
 
     twin = getattr(torch.nn, step.kind)(*step.arguments, **step.options)
@@ -148,8 +146,7 @@ def _tell(outcome: Outcome) -> None:
     console.print(f"  {outcome.plan}", markup=False)
     verdict = "[green]ok[/green]" if outcome.right else "[red]WRONG[/red]"
     console.print(
-        f"  largest difference from {outcome.rival}: {outcome.difference:.1e} (largest output {outcome.largest:.2g}) "
-        f"{verdict}"
+        f"  largest difference from {outcome.rival}: {outcome.difference:.1e} (largest output {outcome.largest:.2g}) {verdict}"
     )
 
 

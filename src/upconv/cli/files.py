@@ -64,9 +64,7 @@ def _choose(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, default: 
     if wanted not in arrays:
         shown = sorted(arrays)[:8]
         more = f" and {len(arrays) - 8} more" if len(arrays) > 8 else ""
-        raise SpecError(
-            f"{path} has no array {wanted!r}: it has {', '.join(shown) or 'none'}{more}; name one as {path}:NAME"
-        )
+        raise SpecError(f"{path} has no array {wanted!r}: it has {', '.join(shown) or 'none'}{more}; name one as {path}:NAME")
     return arrays[wanted]
 
 
@@ -111,9 +109,7 @@ def _save_picture(stream: IO[bytes], y: NDArray[Any], form: str) -> None:
     if not np.isfinite(pixels).all():
         raise SpecError("the result has values that are not finite, which no picture can show; write it to a .npy file")
     levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    image = import_module("PIL.Image").fromarray(
-        levels[..., 0] if levels.shape[2] == 1 else np.ascontiguousarray(levels)
-    )
+    image = import_module("PIL.Image").fromarray(levels[..., 0] if levels.shape[2] == 1 else np.ascontiguousarray(levels))
     image.save(stream, form)
 
 

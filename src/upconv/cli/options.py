@@ -38,8 +38,7 @@ def padding_of(text: str) -> Any:
         return tuple((int(a), int(b)) for a, b in (part.split(":") for part in text.split(",")))
     except ValueError:
         raise SpecError(
-            f"padding is {text!r}: give a whole number, one a dimension as in 1,2, before:after pairs as in 0:1,0:1, "
-            f"same or valid"
+            f"padding is {text!r}: give a whole number, one a dimension as in 1,2, before:after pairs as in 0:1,0:1, same or valid"
         ) from None
 
 
@@ -64,13 +63,9 @@ Padding = Annotated[str, typer.Option("--padding", "-p", metavar="N", help="As t
 OutputPadding = Annotated[str, typer.Option("--output-padding", metavar="N", help=PER_DIMENSION)]
 Dilation = Annotated[str, typer.Option("--dilation", "-d", metavar="N", help=PER_DIMENSION)]
 Groups = Annotated[int, typer.Option("--groups", "-g", metavar="N", help="How many groups the channels fall into")]
-OutputSize = Annotated[
-    str | None, typer.Option("--output-size", metavar="N", help="The size wanted; chooses the output padding")
-]
+OutputSize = Annotated[str | None, typer.Option("--output-size", metavar="N", help="The size wanted; chooses the output padding")]
 Conv = Annotated[bool, typer.Option("--conv", help="An ordinary convolution instead of a transposed one")]
-PaddingMode = Annotated[
-    str, typer.Option("--padding-mode", metavar="NAME", help="zeros, circular, reflect or replicate")
-]
+PaddingMode = Annotated[str, typer.Option("--padding-mode", metavar="NAME", help="zeros, circular, reflect or replicate")]
 ActivationName = Annotated[
     str | None,
     typer.Option("--activation", "-a", metavar="NAME", help="relu, leaky_relu:0.1, elu, sigmoid, tanh, silu"),

@@ -16,9 +16,7 @@ PATIENCE = 1.0  # seconds before anything is shown
 def working(text: str, patience: float = PATIENCE) -> Iterator[None]:
     """While the block runs longer than `patience` seconds, say on standard error that `text` is under way."""
     console = Console(stderr=True)
-    bar = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
-    )
+    bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True)
     bar.add_task(text, total=None)
 
     def show() -> None:
