@@ -21,7 +21,7 @@ from upconv import explain as package
 from upconv import shapes
 from upconv.cli import main
 from upconv.explain import explain
-from upconv.explain.animate import animated_svg, frames
+from upconv.explain.animate import animated_svg, frames, still_and_moving
 from upconv.explain.figure import need
 from upconv.explain.scene import LOOKS, scene_of
 from upconv.spec import ConvSpec, SpecError
@@ -324,6 +324,21 @@ def test_svg_moves_by_itself():
     starts = [float(m.get("keyTimes").split(";")[1]) for m in moving[1:]]
     assert starts == sorted(starts)
     assert "<script" not in animated_svg(e)
+    assert len(animated_svg(e)) < 200_000
+
+
+def test_the_frames_of_an_animation_are_the_still_pictures():
+    """What is drawn once plus what a frame draws over it shows each cell as the still picture does."""
+    for name in ("even", "output_padding", "convolution", "circular"):
+        scenes = frames(explain(*LAYERS[name]))
+        ground, moving = still_and_moving(scenes)
+        for scene, own in zip(scenes, moving, strict=True):
+            cells = {m.key: m for m in [*ground, *own] if getattr(m, "key", None) and m.key[0] != "t"}
+            assert cells == {m.key: m for m in scene.items if getattr(m, "key", None) and m.key[0] != "t"}
+            loose = {i for i in scene.items if not getattr(i, "key", None)}
+            assert loose <= {*ground, *own}
+            words = {i for i in [*ground, *own] if hasattr(i, "text")}
+            assert words == {i for i in scene.items if hasattr(i, "text")}
 
 
 def test_the_picture_stands_still_while_the_kernel_moves():
@@ -390,7 +405,7 @@ def test_command(capsys):
     assert main(["explain", "3", "-k", "3", "-s", "2", "-p", "1", "--output-padding", "1"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert [line.split() for line in TEXT.splitlines()[:6]][0] == out.splitlines()[0].split()
+    assert out.splitlines()[:2] == TEXT.splitlines()[:2]
     assert "y[1] = x[0]*w[2] + x[1]*w[0]" in out
 
 
@@ -477,3 +492,21 @@ def test_the_page_answers_to_mouse_and_keyboard(tmp_path):
     assert log[2].startswith("Input 4,4 reaches y[")
     assert set(log[2].split(" | ")[3].split()) == reached
     assert log[5] == "2", "one stop for Tab in each grid"
+
+
+# The documentation's pictures
+
+PICTURES = {
+    "line.svg": (dict(kernel_size=4, stride=2, padding=1), 6, False),
+    "grid.svg": (dict(kernel_size=3, stride=2, padding=1, output_padding=1), (5, 5), False),
+    "moving.svg": (dict(kernel_size=4, stride=2, padding=1), (5, 5), True),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_of_the_documentation_are_current(name, update, tmp_path):
+    layer, size, moving = PICTURES[name]
+    kept = Path(__file__).parents[1] / "docs" / "pictures" / name
+    made = kept if update else tmp_path / name
+    explain(layer, size).save(made, animate=moving)
+    assert made.read_text() == kept.read_text(), "run pytest --update"

@@ -42,7 +42,7 @@ def grid_scene(e: Explanation) -> Scene:
     width = x + max(PITCH * len(outs[1]), 240) + 24
     height = TOP + PITCH * max(len(w) for w in (ins[0], outs[0], kernels[0])) + 30
     sentence = sum_of(e, 4)
-    items.append(Words(16, height - 4, sentence, 11))
+    items.append(Words(16, height - 4, sentence, 11, kind="sum"))
     width = max(width, 32 + text_width(sentence, 11))
     kinds = tuple(sorted({m.kind for m in items if isinstance(m, Mark)}))
     scene = Scene(width, height + 10, tuple(items), kinds=kinds)

@@ -37,8 +37,8 @@ def _asset(name: str) -> str:
     return (files("upconv.explain") / "assets" / name).read_text(encoding="utf-8")
 
 
-def fragment(e: Explanation) -> str:
-    """A `<div>` for a notebook: picture, sum of the cell pointed at, tables, code. It loads nothing."""
+def fragment(e: Explanation, *, tables: bool = True) -> str:
+    """A `<div>` for a notebook: picture, sum of the cell pointed at, and with `tables` tables and code. It loads nothing."""
     axes = e.axes[-2:]
     data = json.dumps([_links(axis, c) for axis, c in zip(axes, e.example[-2:], strict=True)], separators=(",", ":"))
     slice_ = f", in output slice {e.example[0]}" if e.spec.rank == 3 else ""
@@ -48,8 +48,7 @@ def fragment(e: Explanation) -> str:
 <div class="picture">{render(scene_of(e))}</div>
 <p class="told" role="status" aria-live="polite"></p>
 <p class="help">Point at an input or output cell; or press Tab to reach the cells, and arrow keys to move among them.</p>
-{_tables(e)}
-{_codes(e)}
+{_tables(e) + _codes(e) if tables else ""}
 <script>{_asset("explain.js")}</script>
 </div>
 """

@@ -90,7 +90,7 @@ def _tap_names(axis: Axis, dense: Window, sparse: dict[int, float], example: int
     for n, (j, k, p) in enumerate(sorted(rows)[:LINKS_SHOWN]):
         top, bottom = (sparse[j], _x(dense, p)) if axis.transposed else (_x(dense, p), sparse[j])
         t = (0.42, 0.6)[n % 2] if len(rows) > 3 else 0.5
-        items.append(Mark("used", top + (bottom - top) * t, TOP + (BOTTOM - TOP) * t, 24, str(k)))
+        items.append(Mark("used", top + (bottom - top) * t, TOP + (BOTTOM - TOP) * t, 24, str(k), ("t", (k,))))
     return items
 
 

@@ -21,23 +21,20 @@ def _font(size: float) -> Any:
     return need("PIL.ImageFont").load_default(round(size * FINE, 1))
 
 
-def rasters(scenes: list[Scene]) -> Iterator[Image]:
-    """Each scene as an RGB picture, all of one size. What they share is drawn once, below the rest.
+def rasters(scenes: list[Scene], ground: list[Item], moving: list[list[Item]]) -> Iterator[Image]:
+    """Each scene as an RGB picture, all of one size: `ground` drawn once, then each frame's own items over it.
 
     Raises ImportError with what to install.
     """
     image, brushes = need("PIL.Image"), need("PIL.ImageDraw")
     size = round(max(s.width for s in scenes)), round(max(s.height for s in scenes))
-    shared = set(scenes[0].items).intersection(*(s.items for s in scenes[1:]))
-    ground = image.new("RGB", (size[0] * FINE, size[1] * FINE), "white")
-    for item in scenes[0].items:
-        if item in shared:
-            _draw(ground, brushes.Draw(ground), item)
-    for scene in scenes:
-        picture = ground.copy()
-        for item in scene.items:
-            if item not in shared:
-                _draw(picture, brushes.Draw(picture), item)
+    shared = image.new("RGB", (size[0] * FINE, size[1] * FINE), "white")
+    for item in ground:
+        _draw(shared, brushes.Draw(shared), item)
+    for items in moving:
+        picture = shared.copy()
+        for item in items:
+            _draw(picture, brushes.Draw(picture), item)
         yield picture.resize(size, image.Resampling.BOX)
 
 

@@ -46,7 +46,7 @@ STRONG = "#000000"
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A cell. `key` names it for the mouse ("x", "w" or "y", then the position); `level` 0..1 darkens an output."""
+    """A cell. `key` names it ("x", "w", "y", or "t" for the tap on a line; then the position); `level` 0..1 darkens an output."""
 
     kind: str
     x: float
@@ -90,6 +90,7 @@ class Words:
     size: float = 11.0
     anchor: str = "start"  # start, middle or end
     bold: bool = False
+    kind: str = ""  # "sum" for the singled-out sum, which a page that answers tells elsewhere
 
 
 Item = Mark | Stroke | Bar | Words

@@ -33,9 +33,10 @@ def draw(item: Item) -> str:
     match item:
         case Words():
             weight = ' font-weight="bold"' if item.bold else ""
+            kind = f' class="{item.kind}"' if item.kind else ""
             anchor = "" if item.anchor == "start" else f' text-anchor="{item.anchor}"'
             return (
-                f'<text x="{_n(item.x)}" y="{_n(item.y)}" font-size="{item.size:g}" fill="{INK}"{anchor}{weight}>'
+                f'<text{kind} x="{_n(item.x)}" y="{_n(item.y)}" font-size="{item.size:g}" fill="{INK}"{anchor}{weight}>'
                 f"{escape(item.text)}</text>"
             )
         case Bar():
@@ -96,6 +97,8 @@ def _group(m: Mark, body: str) -> str:
     if m.key is None:
         return body
     side, position = m.key
+    if side == "t":
+        return f'<g class="tapname">{body}</g>'
     name = {"x": "input", "w": "tap", "y": "output"}[side]
     where = ",".join(map(str, position))
     on = " on" if m.strong or m.kind == "used" else ""
