@@ -76,7 +76,7 @@ def make(problem: Problem, target: Target | None, threads: int) -> Plan:
         return Plan(problem, Target("none", "", "", "", 0, 0, 0, 0, False), 1, "reference", "reference", reason, None, ())
     rejected: list[tuple[str, str]] = []
     offers = []
-    for kernel in CANDIDATES:
+    for kernel in CANDIDATES if problem.batch else ():
         reason = kernel.rejects(problem, target)
         if reason:
             rejected.append((kernel.NAME, reason))
