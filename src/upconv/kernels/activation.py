@@ -8,7 +8,7 @@ Software Manual for the Elementary Functions, 1980).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import factorial
+from math import factorial, inf
 
 from upconv.codegen.ir import Function, Value, element_of, lanes_of, vector
 from upconv.spec import Activation
@@ -90,9 +90,10 @@ def _scaled(f: Function, value: Value, shifted: Value) -> Value:
 
 
 def exp(f: Function, x: Value) -> Value:
-    """e**x, saturating a little inside the format's range."""
+    """e**x; infinity a little inside the format's range, and its least normal value instead of zero."""
     r, shifted = _reduced(f, x)
-    return _scaled(f, _series(f, r, 0), shifted)
+    beyond = f.fcompare("ogt", x, f.splat(_FORMATS[element_of(x.type)].high, x.type))
+    return f.select(beyond, f.splat(inf, x.type), _scaled(f, _series(f, r, 0), shifted))
 
 
 def expm1(f: Function, x: Value) -> Value:
