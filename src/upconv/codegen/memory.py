@@ -39,6 +39,13 @@ def _size_class(size: int) -> int:
     return -(-size // unit) * unit
 
 
+def _map(size: int) -> mmap.mmap:
+    """Fresh pages of this process alone: mmap's default would share them with every child forked later."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
+
+
 def _take(size: int) -> mmap.mmap:
     global _free_bytes
     with _lock:
@@ -46,7 +53,7 @@ def _take(size: int) -> mmap.mmap:
         if waiting:
             _free_bytes -= size
             return waiting.pop()
-    block = mmap.mmap(-1, size)
+    block = _map(size)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= 4 << 20:
         try:
             block.madvise(mmap.MADV_HUGEPAGE)
