@@ -1,0 +1,135 @@
+"""Buffers with a forbidden page directly before or directly after: one byte outside and the process dies.
+
+Run as a program (`python fences.py LEVEL`), it takes every kernel through the layers below and prints each before it runs,
+so that a fault names its layer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import mmap
+import sys
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kernel_runs as runs
+
+PAGE = mmap.PAGESIZE
+FENCE = 16 * PAGE
+_NONE, _READ, _WRITE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class Fenced:
+    """Buffers that begin at the start of a page (`at_end` False) or stop at the end of one; pages beside them are closed."""
+
+    def __init__(self, at_end: bool):
+        self.at_end = at_end
+        self._regions: list[tuple[mmap.mmap, NDArray[Any], slice]] = []
+
+    def _region(self, size: int) -> tuple[NDArray[Any], int, int]:
+        """`size` bytes between two fences, every byte of their pages 255."""
+        inside = max(PAGE, -(-size // PAGE) * PAGE)
+        memory = mmap.mmap(-1, inside + 2 * FENCE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        everything = np.frombuffer(memory, np.uint8)
+        everything[FENCE : FENCE + inside] = 255
+        base = everything.ctypes.data
+        for address, length in ((base, FENCE), (base + FENCE + inside, FENCE)):
+            _protect(address, length, _NONE)
+        start = FENCE + (inside - size if self.at_end else 0)
+        self._regions.append((memory, everything[FENCE : FENCE + inside], slice(start - FENCE, start - FENCE + size)))
+        return everything[start : start + size], base + FENCE, inside
+
+    def hold(self, array: NDArray[Any]) -> NDArray[Any]:
+        place, pages, inside = self._region(array.nbytes)
+        held = place.view(array.dtype).reshape(array.shape)
+        held[...] = array
+        _protect(pages, inside, _READ)
+        return held
+
+    def room(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        return self._region(prod(shape) * np.dtype(dtype).itemsize)[0].view(dtype).reshape(shape)
+
+    def workspace(self, size: int) -> NDArray[Any]:
+        return self._region(size)[0]
+
+    def untouched(self) -> bool:
+        """Whether the rest of each buffer's pages still holds what it was filled with."""
+        return all((pages[: used.start] == 255).all() and (pages[used.stop :] == 255).all() for _, pages, used in self._regions)
+
+
+def _protect(address: int, length: int, how: int) -> None:
+    if _libc.mprotect(address, length, how):
+        raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def layers() -> list[dict[str, Any]]:
+    """Layers that take every path: steps below, at and beyond the lanes, planes, groups, ranks, crops, sizes at tile edges."""
+    found: list[dict[str, Any]] = []
+
+    def add(size: Any, cin: int, cout: int, k: Any, s: Any, **more: Any) -> None:
+        found.append(dict(size=size, in_channels=cin, out_channels=cout, kernel_size=k, stride=s, **more))
+
+    for length in (1, 2, 15, 16, 17, 31, 33, 47, 64, 65, 129):
+        add((length,), 3, 2, 4, 2, padding=1)
+        add((length,), 1, 5, 3, 1, padding=1, transposed=False)
+        add((length + 2,), 2, 3, 3, 2, transposed=False)
+    for step in (3, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 40):
+        add((9,), 5, 3, 2 * step, step, padding=step // 2)
+        add((70,), 2, 1, step, step, batch=2)
+        add((step * 7 + 1,), 2, 3, step, step, transposed=False)
+        add((step * 40 + 3,), 2, 3, 5, step, padding=2, transposed=False)
+    add((1,), 4, 7, 1, 1)
+    add((300,), 64, 3, 3, 1, padding=1)
+    add((37,), 8, 8, 3, 2, dilation=3, padding=((0, 3),), output_padding=1)
+    add((1, 1), 20, 33, 4, 1)
+    add((5, 6), 20, 33, 4, 2, padding=1, batch=3)
+    add((7, 13), 16, 33, (3, 5), (2, 1), padding=(2, 1))
+    add((33, 17), 3, 8, 7, 2, padding=3, transposed=False)
+    add((9, 33), 6, 9, 3, (3, 2), groups=3, padding=((0, 2), (1, 0)), output_padding=1)
+    add((9, 33), 6, 6, 4, 2, groups=6, padding=1)
+    add((11, 9), 32, 24, 2, 2, activation="silu", batch=2)
+    add((12, 10), 12, 10, 3, 2, transposed=False, padding=((2, 0), (0, 2)), dilation=2)
+    add((40, 40), 70, 3, 3, 1, padding=1, activation=("leaky_relu", 0.2))
+    add((64, 64), 8, 2, 4, 4)
+    add((3, 4, 5), 5, 6, 3, 2, padding=1, output_padding=1)
+    add((3, 4, 17), 4, 6, 2, 2, batch=2)
+    add((5, 6, 7), 4, 3, (1, 3, 2), (1, 2, 3), transposed=False, padding=(0, 1, 1))
+    add((4, 1, 9), 6, 4, (2, 1, 20), (1, 1, 18), groups=2)
+    return found
+
+
+def main(level: str) -> None:
+    faulthandler.enable()
+    target = runs.target_of(level)
+    wrong = count = 0
+    for module in runs.KERNELS:
+        thin = 1 if level == runs.levels()[0] else 2
+        for number, layer in list(enumerate(layers()))[::thin]:
+            for dtype in ("float32", "float64") if number % 3 == 0 else ("float32",):
+                problem = runs.make(dtype=dtype, **layer)
+                if module.rejects(problem, target):
+                    continue
+                given = runs.operands(problem, bias=number % 2 == 0)
+                for at_end in (False, True):
+                    print(module.NAME, level, "end" if at_end else "start", problem, flush=True)
+                    fenced = Fenced(at_end)
+                    got = runs.run_kernel(module, problem, given, target, 1 + number % 2, fenced)
+                    close = problem.spec.activation or not runs.exact(module)
+                    same = np.allclose(got, given.expected, 1e-4, 1e-4) if close else np.array_equal(got, given.expected)
+                    count += 1
+                    if not (same and fenced.untouched()):
+                        wrong += 1
+                        print("WRONG" if not same else "STRAYED", flush=True)
+    print(f"{count} runs, {wrong} wrong", flush=True)
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

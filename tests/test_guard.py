@@ -1,0 +1,57 @@
+"""No kernel reads or writes outside its buffers: each is run between forbidden pages (see fences.py), in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kernel_runs as runs
+
+HERE = Path(__file__).parent
+
+
+def child(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python process with the tests and the package on its path."""
+    path = os.pathsep.join([str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect through libc")
+@pytest.mark.parametrize("level", runs.levels())
+def test_every_buffer_between_forbidden_pages(level: str) -> None:
+    done = child(str(HERE / "fences.py"), level)
+    assert done.returncode == 0, f"died or strayed at\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    runs_done, _, rest = done.stdout.splitlines()[-1].partition(" runs, ")
+    assert int(runs_done) > 100
+    assert rest == "0 wrong"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect through libc")
+@pytest.mark.parametrize(
+    "act",
+    [
+        "Fenced(True).hold(a).ctypes.data + a.nbytes).value",
+        "Fenced(False).hold(a).ctypes.data - 1).value",
+        "Fenced(True).room((5,), 'f4').ctypes.data + 20).value",
+        "Fenced(True).hold(a).ctypes.data).value = 1",
+    ],
+    ids=["read behind", "read before", "read behind room", "write what is only read"],
+)
+def test_the_fences_hold(act: str) -> None:
+    """The test above can fail: one byte outside, or one written where nothing may be, ends the process."""
+    done = child(
+        "-c", f"import ctypes, numpy as np\nfrom fences import Fenced\na = np.ones(5, 'f4')\nctypes.c_char.from_address({act}"
+    )
+    assert done.returncode == -signal.SIGSEGV, done.stderr

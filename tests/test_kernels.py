@@ -1,0 +1,232 @@
+"""Every kernel module against the reference: integers exactly, at sizes drawn and at the edges of its tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import kernel_runs as runs
+import upconv
+from upconv.kernels import reference
+from upconv.spec import Problem
+
+LEVELS = runs.levels()
+KERNELS = pytest.mark.parametrize("module", runs.KERNELS, ids=lambda m: m.NAME)
+PROTOCOL = (
+    "NAME", "SLOTS", "rejects", "blocking", "code_name", "code_parameters", "emit", "pack_weight", "bind", "cost", "macs",
+    "tasks", "packing", "describe",
+)  # fmt: skip
+few = settings(max_examples=20, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+many = settings(max_examples=80, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+
+
+def takes(module: Any, problem: Problem, level: str = LEVELS[0]) -> bool:
+    return module.rejects(problem, runs.target_of(level)) is None
+
+
+def check(module: Any, problem: Problem, level: str = LEVELS[0], threads: int = 1, bias: bool = True, seed: int = 0) -> None:
+    """The kernel's output is the reference's: exactly, unless an activation or a transform comes in between."""
+    target = runs.target_of(level)
+    operands = runs.operands(problem, bias=bias, seed=seed)
+    got = runs.run_kernel(module, problem, operands, target, threads)
+    if runs.exact(module) and problem.spec.activation is None:
+        np.testing.assert_array_equal(got, operands.expected)
+    else:
+        bound = 2e-6 if problem.dtype == "float32" else 1e-14
+        size = max(1.0, np.abs(operands.expected).max())
+        np.testing.assert_allclose(got, operands.expected, rtol=bound, atol=bound * size * (1 if runs.exact(module) else 50))
+
+
+@KERNELS
+def test_a_kernel_offers_all_that_plans_and_calls_ask_of_it(module: Any) -> None:
+    assert [name for name in PROTOCOL if not hasattr(module, name)] == []
+    assert {"x", "weight", "bias", "y"} <= set(module.SLOTS.names)
+
+
+@KERNELS
+@many
+@given(problem=runs.problems(), bias=st.booleans(), threads=st.integers(1, 2), seed=st.integers(0, 99))
+def test_integers_come_out_exactly(module: Any, problem: Problem, bias: bool, threads: int, seed: int) -> None:
+    assume(takes(module, problem))
+    check(module, problem, threads=min(threads, runs.threads_allowed()), bias=bias, seed=seed)
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+@KERNELS
+@few
+@given(problem=runs.problems(), bias=st.booleans())
+def test_integers_come_out_exactly_on_lesser_targets(module: Any, level: str, problem: Problem, bias: bool) -> None:
+    assume(takes(module, problem, level))
+    check(module, problem, level, bias=bias)
+
+
+@KERNELS
+@few
+@given(problem=runs.problems(activations=True))
+def test_activations_are_applied_as_the_output_is_stored(module: Any, problem: Problem) -> None:
+    assume(problem.spec.activation is not None and takes(module, problem))
+    check(module, problem)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", runs.ACTIVATIONS[1:], ids=str)
+def test_activations_over_their_whole_range(activation: Any, dtype: str, level: str) -> None:
+    """One-channel, one-tap layer: its output is activation(x), from the subnormals to beyond overflow of the exponential."""
+    numbers = np.concatenate([np.linspace(-120, 120, 997), [0.0, 1e-30, -1e-30, 3e-8, -3e-8, 1e4, -1e4]])
+    problem = runs.make(size=(len(numbers),), in_channels=1, out_channels=1, kernel_size=1, dtype=dtype, activation=activation)
+    x = numbers.astype(dtype).reshape(1, 1, -1)
+    given = runs.Operands(x, np.ones((1, 1, 1), dtype), None, reference.activate(x.copy(), problem.spec.activation))
+    got = runs.run_kernel(runs.KERNELS[0], problem, given, runs.target_of(level))
+    bound = 4e-7 if dtype == "float32" else 8e-16
+    np.testing.assert_allclose(got, given.expected, rtol=bound, atol=1e-36 if dtype == "float32" else 1e-300)
+
+
+# -- the edges of tiles and blocks -------------------------------------------------------------------------------------------
+
+
+def edges(*sizes: int) -> list[int]:
+    """Each size, one less and one more."""
+    return sorted({n + d for n in sizes for d in (-1, 0, 1) if n + d > 0})
+
+
+def width_of(how: Any) -> int:
+    """Positions a tile takes at once (16 for a kernel without a register tile)."""
+    return how.tile.width if hasattr(how, "tile") else 16
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@KERNELS
+def test_lengths_at_the_edges_of_a_tile(module: Any, transposed: bool, level: str) -> None:
+    layer: dict[str, Any] = dict(in_channels=6, out_channels=5, kernel_size=4, stride=2, padding=1, transposed=transposed)
+    long = runs.make(size=(500,), **layer)
+    target = runs.target_of(level)
+    if module.rejects(long, target):
+        pytest.skip(module.rejects(long, target))
+    how = module.blocking(long, target, 1)
+    width, block = width_of(how), getattr(how, "block", 0)
+    for positions in edges(1, width, 2 * width, block):
+        size = positions if transposed else 2 * positions
+        check(module, runs.make(size=(size + 1,), **layer), level)
+        check(module, runs.make(size=(size,), batch=2, **layer), level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@KERNELS
+def test_output_channels_at_the_edges_of_a_chunk(module: Any, level: str) -> None:
+    target = runs.target_of(level)
+    layer: dict[str, Any] = dict(size=(9, 20), in_channels=7, kernel_size=4, stride=2, padding=1)
+    wide = runs.make(out_channels=200, **layer)
+    if module.rejects(wide, target):
+        pytest.skip(module.rejects(wide, target))
+    how = module.blocking(wide, target, 1)
+    rows = how.tile.rows if hasattr(how, "tile") else 8
+    for channels in edges(1, rows, getattr(how, "chunk", 16), 2 * getattr(how, "chunk", 16)):
+        check(module, runs.make(out_channels=channels, **layer), level)
+
+
+@KERNELS
+def test_blocks_in_the_middle_of_rows_and_images(module: Any) -> None:
+    """A target with a tiny second-level cache cuts even small layers into many blocks, at places no row begins."""
+    from dataclasses import replace
+
+    target = replace(runs.target_of(LEVELS[0]), l2=16 << 10, l1=4 << 10)
+    for layer in (
+        dict(size=(40, 37), in_channels=24, out_channels=10, kernel_size=4, stride=2, padding=1, batch=2),
+        dict(size=(61, 45), in_channels=16, out_channels=9, kernel_size=5, stride=2, padding=2, transposed=False),
+        dict(size=(9, 11, 13), in_channels=8, out_channels=6, kernel_size=3, stride=2, padding=1, output_padding=1, batch=2),
+        dict(size=(3001,), in_channels=12, out_channels=5, kernel_size=16, stride=8, padding=4, groups=1),
+        dict(size=(50, 50), in_channels=12, out_channels=12, kernel_size=3, padding=1, groups=4, dilation=2),
+    ):
+        problem = runs.make(**layer)
+        if module.rejects(problem, target) is None:
+            given = runs.operands(problem)
+            for threads in (1, runs.threads_allowed()):
+                got = runs.run_kernel(module, problem, given, target, threads)
+                if runs.exact(module):
+                    np.testing.assert_array_equal(got, given.expected)
+                else:
+                    np.testing.assert_allclose(got, given.expected, rtol=1e-4, atol=1e-4 * np.abs(given.expected).max())
+
+
+# -- numbers that are not finite -----------------------------------------------------------------------------------------------
+
+
+@KERNELS
+@few
+@given(problem=runs.problems(), seed=st.integers(0, 99), special=st.sampled_from((np.nan, np.inf, -np.inf)))
+def test_nan_and_infinity_in_x_go_where_the_reference_sends_them(module: Any, problem: Problem, seed: int, special: float) -> None:
+    assume(runs.exact(module) and takes(module, problem))
+    rng = np.random.default_rng(seed)
+    plain = runs.operands(problem, seed=seed)
+    x = plain.x.copy()
+    x.reshape(-1)[rng.integers(0, x.size, 2)] = special
+    with np.errstate(invalid="ignore"):
+        expected = reference.forward(problem.spec, x, plain.weight, plain.bias, problem.output_size)
+    got = runs.run_kernel(module, problem, runs.Operands(x, plain.weight, plain.bias, expected), runs.target_of(LEVELS[0]))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@KERNELS
+def test_nan_and_infinity_in_weight_and_bias(module: Any, transposed: bool, special: float) -> None:
+    if not runs.exact(module):
+        pytest.skip("a transform spreads them over a tile")
+    problem = runs.make(transposed, size=(6, 7), in_channels=3, out_channels=4, kernel_size=3, stride=2, padding=1, batch=2)
+    if not takes(module, problem):
+        pytest.skip("not this kernel's layer")
+    plain = runs.operands(problem)
+    x = np.abs(plain.x) + 1
+    for where in ("weight", "bias"):
+        weight, bias = plain.weight.copy(), plain.bias.copy()
+        (weight if where == "weight" else bias)[1] = special
+        with np.errstate(invalid="ignore"):
+            expected = reference.forward(problem.spec, x, weight, bias, problem.output_size)
+            got = runs.run_kernel(module, problem, runs.Operands(x, weight, bias, expected), runs.target_of(LEVELS[0]))
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("activation", runs.ACTIVATIONS[1:], ids=str)
+def test_activations_keep_nan_and_take_infinity_to_their_limits(activation: Any) -> None:
+    problem = runs.make(size=(20,), in_channels=1, out_channels=1, kernel_size=1, activation=activation)
+    x = np.full((1, 1, 20), 0.5, np.float32)
+    x[0, 0, :3] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = reference.activate(x.copy(), problem.spec.activation)
+    given = runs.Operands(x, np.ones((1, 1, 1), np.float32), None, expected)
+    got = runs.run_kernel(runs.KERNELS[0], problem, given, runs.target_of(LEVELS[0]))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-30)
+
+
+# -- whole calls ---------------------------------------------------------------------------------------------------------------
+
+
+@few
+@given(problem=runs.problems(activations=True), empty=st.integers(0, 3), data=st.data())
+def test_calls_agree_with_the_reference_for_every_batch(problem: Problem, empty: int, data: Any) -> None:
+    """The public functions: an empty batch, one image, several, unbatched, and memory laid out in other ways."""
+    from dataclasses import replace
+
+    spec = problem.spec
+    problem = replace(problem, batch=0) if empty == 0 else problem
+    given = runs.operands(problem, bias=data.draw(st.booleans()))
+    arguments: dict[str, Any] = dict(
+        stride=spec.stride, padding=spec.padding, dilation=spec.dilation, groups=spec.groups, activation=spec.activation
+    )
+    if spec.transposed:
+        arguments["output_padding"] = spec.output_padding
+    x = data.draw(st.sampled_from((given.x, np.asfortranarray(given.x), given.x[:, ::-1][:, ::-1], given.x.astype(">f4"))))
+    x = x if x.dtype == given.x.dtype or given.x.dtype == np.float32 else given.x
+    call = upconv.conv_transpose if spec.transposed else upconv.conv
+    got = call(x, given.weight, given.bias, **arguments)
+    assert got.dtype == problem.dtype
+    assert got.shape == problem.output_shape
+    np.testing.assert_allclose(got, given.expected, rtol=2e-6, atol=1e-3 if spec.activation is None else 1e-5)
+    if problem.batch == 1:
+        np.testing.assert_array_equal(call(x[0], given.weight, given.bias, **arguments), got[0])
