@@ -289,7 +289,7 @@ def _settle(call: Callable[[], Any], expected: Any, chosen: list[Candidate]) -> 
             with _applied(changes):
                 call()
 
-        times = in_turn({"before": call, "after": after})
+        times = in_turn({"before": call, "after": after}, rounds=6)
         report = (
             f"{note}the model took {times['before'] * 1e3:.2f} ms and takes {times['after'] * 1e3:.2f} ms; outputs "
             f"differ by {error:.1e} of the largest"
