@@ -11,10 +11,10 @@ from math import prod
 from typing import Any
 
 from upconv.codegen.target import Target
-from upconv.kernels import direct
+from upconv.kernels import direct, winograd
 from upconv.spec import Problem
 
-CANDIDATES: tuple[Any, ...] = (direct,)
+CANDIDATES: tuple[Any, ...] = (direct, winograd)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 
 
@@ -74,6 +74,8 @@ def make(problem: Problem, target: Target | None, threads: int) -> Plan:
     if target is None:
         reason = "no code can be made on this machine"
         return Plan(problem, Target("none", "", "", "", 0, 0, 0, 0, False), 1, "reference", "reference", reason, None, ())
+    if problem.batch == 0:
+        return Plan(problem, target, 1, "reference", "reference", "nothing to compute", None, ())
     rejected: list[tuple[str, str]] = []
     offers = []
     for kernel in CANDIDATES if problem.batch else ():
@@ -83,8 +85,8 @@ def make(problem: Problem, target: Target | None, threads: int) -> Plan:
             continue
         how = kernel.blocking(problem, target, threads)
         offers.append((kernel.cost(problem, how, target, threads), kernel, how))
-    if not offers or problem.batch == 0:
-        note = "nothing to compute" if problem.batch == 0 else "no compiled kernel takes this problem"
+    if not offers:
+        note = "no compiled kernel takes this problem"
         return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))
     offers.sort(key=lambda offer: offer[0])
     best, kernel, how = offers[0]

@@ -29,6 +29,7 @@ SLOTS = jobs.Slots(
     (
         *pack.SLOTS,
         *store.SLOTS,
+        "channels",
         "out_step_w",
         "y",
         "weight",
@@ -121,13 +122,6 @@ def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def step_cycles(tile: Tile) -> float:
-    """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice."""
-    crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
-    loads = tile.rows + tile.vectors * crossing
-    return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.5
-
-
 def _rows_cost(tile: Tile, channels: int, chunk: int, groups: tuple[tuple[int, int], ...]) -> float:
     """Tile steps (times input channels) for all output channels in chunks; `groups` holds (phases, taps)."""
     steps = sum((t + 0.25) * ceil(chunk * p / tile.rows) for p, t in groups)
@@ -164,7 +158,7 @@ def _choose_tile(problem: Problem, target: Target) -> Tile:
     offered = microkernel.tiles(ELEMENTS[problem.dtype], target)
     for i, tile in enumerate(offered):
         chunk = _choose_chunk(tile, target, channels, groups)
-        cost = _rows_cost(tile, channels, chunk, groups) * step_cycles(tile) / tile.width
+        cost = _rows_cost(tile, channels, chunk, groups) * microkernel.step_cycles(tile) / tile.width
         best = min(best, (cost, i))
     return offered[best[1]]
 
@@ -173,7 +167,7 @@ def _columns(length: int, tile: Tile) -> float:
     """Columns computed, in wide tiles' worth: the last ones run in narrow tiles, at a wide tile's price a vector or so."""
     whole, rest = divmod(length, tile.width)
     narrow = replace(tile, vectors=1)
-    return whole + ceil(rest / tile.lanes) * min(1.0, step_cycles(narrow) / step_cycles(tile))
+    return whole + ceil(rest / tile.lanes) * min(1.0, microkernel.step_cycles(narrow) / microkernel.step_cycles(tile))
 
 
 @lru_cache(maxsize=512)
@@ -300,7 +294,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     slots = {
         "channels": c, "x_image": spec.in_channels * image_in, "x_channel": image_in,
         "x_d": h.size * w.size, "x_h": w.size, "size_d": d.size, "size_h": h.size, "size_w": w.size,
-        "step_d": d.in_step, "step_h": h.in_step, "base_d": d.base, "base_h": h.base, "base_w": w.base,
+        "step_d": d.in_step, "step_h": h.in_step, "origin_d": d.base * d.in_step, "origin_h": h.base * h.in_step, "origin_w": w.base * w.in_step,
         "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
         "planes_d": d.planes, "planes_h": h.planes, "lead": ceil(how.left / shape.volume),
         "plane_pitch": how.plane_pitch, "channel_pitch": how.channel_pitch,
@@ -308,6 +302,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step,
         "crop_d": d.crop, "crop_h": h.crop, "crop_w": w.crop, "positions_w": w.positions,
         "y_image": spec.out_channels * image_out, "y_channel": image_out, "scratch_pitch": how.block,
+        "rows_d": d.pitch, "rows_h": h.pitch, "rows_w": w.pitch,
         "group_count": len(groups), "length": shape.length, "block": how.block, "block_count": how.block_count,
         "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks,
         "chunk": how.chunk, "channels_out": m, "left": how.left, "right": how.right,
@@ -361,7 +356,7 @@ def emit(problem: Problem, how: Blocking) -> str:
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
         wide = (width + (tile.lanes - 1)) // tile.lanes * tile.lanes
-        f.call(do_pack, [job, x, stored, low - s["left"], low + wide + s["right"]])
+        f.call(do_pack, [job, x, stored, low - s["left"], low + wide + s["right"], s["channels"]])
         count = f.call(do_rows, [job, table, low, low + width])
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
@@ -436,7 +431,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     steps = macs(problem, how) / (tile.rows * tile.width)
     moved = (prod(problem.input_shape) * how.splits + 2 * prod(problem.output_shape)) * problem.itemsize
     parallel = min(threads, tasks(problem, how))
-    return (steps * step_cycles(tile) / target.hertz + moved / 10e9) / parallel + 5e-6
+    return (steps * microkernel.step_cycles(tile) / target.hertz + moved / 10e9) / parallel + 5e-6
 
 
 def describe(problem: Problem, how: Blocking) -> str:

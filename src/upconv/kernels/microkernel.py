@@ -51,6 +51,13 @@ def tiles(element: str, target: Target) -> list[Tile]:
     return sorted(found, key=lambda t: (-t.rows * t.vectors, t.vectors))
 
 
+def step_cycles(tile: Tile) -> float:
+    """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice."""
+    crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
+    loads = tile.rows + tile.vectors * crossing
+    return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.5
+
+
 def emit(tile: Tile, name: str = "tile") -> Function:
     """`tile(left, right, taps, tap_count, channels, pitch, out, out_pitch)`: out = sum over taps and channels.
 

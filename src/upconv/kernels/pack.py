@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Carry, Function, Int, Value, vector
+from upconv.codegen.ir import Carry, Function, Value, vector
 from upconv.kernels.job import Slots
 
 SLOTS = (
-    "x", "channels", "x_image", "x_channel", "x_d", "x_h",
-    "size_d", "size_h", "size_w", "step_d", "step_h", "base_d", "base_h", "base_w",
+    "x", "x_image", "x_channel", "x_d", "x_h",
+    "size_d", "size_h", "size_w", "step_d", "step_h", "origin_d", "origin_h", "origin_w",
     "pitch_d", "pitch_h", "pitch_w", "batch", "planes_d", "planes_h",
     "lead", "plane_pitch", "channel_pitch",
 )  # fmt: skip
@@ -30,19 +30,19 @@ class Pack:
 
 
 def emit(pack: Pack, slots: Slots) -> Function:
-    """`pack(job, x, band, low, high)`: fills band positions low..high-1 of every channel of one group.
+    """`pack(job, x, band, low, high, channels)`: fills band positions low..high-1 of `channels` channels, the first at `x`.
 
-    `x` is the group's first channel. Rows are visited in rising order and written in whole vectors, each overwriting the
+    Rows are visited in rising order and written in whole vectors, each overwriting the
     overhang of the one before; a channel's region ends with a vector of slack.
     """
     f = Function(
         "pack",
-        [("job", "ptr"), ("x", "ptr"), ("band", "ptr"), ("low", "i64"), ("high", "i64")],
+        [("job", "ptr"), ("x", "ptr"), ("band", "ptr"), ("low", "i64"), ("high", "i64"), ("channels", "i64")],
         attributes="internal noinline nounwind",
     )
-    job, x, band, low, high = f.arguments
+    job, x, band, low, high, channels = f.arguments
     x, band = x.of(pack.element), band.of(pack.element)
-    s = {name: slots.read(f, job, name) for name in SLOTS if name != "x"}
+    s = {name: slots.read(f, job, name) for name in SLOTS if name != "x"} | {"channels": channels}
     lead = s["lead"]  # whole images in front, so that no division sees a negative number
     shift = lead * s["pitch_d"] * s["pitch_h"] * s["pitch_w"]
     first, last = low + shift, high + shift
@@ -53,8 +53,8 @@ def emit(pack: Pack, slots: Slots) -> Function:
         w0, w1 = f.maximum(first - start, 0), f.minimum(last - start, s["pitch_w"])
         there = band[start - first]
         with f.loop(0, s["planes_d"], name="pd") as pd, f.loop(0, s["planes_h"], name="ph") as ph:
-            id_ = (d + s["base_d"]) * s["step_d"] + pd
-            ih = (h + s["base_h"]) * s["step_h"] + ph
+            id_ = d * s["step_d"] + pd + s["origin_d"]
+            ih = h * s["step_h"] + ph + s["origin_h"]
             inside = _within(f, n, s["batch"]) & _within(f, id_, s["size_d"]) & _within(f, ih, s["size_h"])
             source = x[n * s["x_image"] + id_ * s["x_d"] + ih * s["x_h"]]
             size = f.select(inside, s["size_w"], 0)
@@ -81,10 +81,14 @@ def _emit_rows(
 ) -> None:
     """One row of one plane, for every channel: zeros, the row's elements, zeros."""
     step, lanes = pack.step, pack.lanes
-    origin = s["base_w"] * step + plane  # x index of position 0
-    count = f.maximum(size + (step - 1 - plane), 0) // step  # elements of the plane in a row of x
-    v0 = f.minimum(f.maximum(0 - s["base_w"], w0), w1)
-    v1 = f.minimum(f.maximum(count - s["base_w"], v0), w1)
+    origin = s["origin_w"] + plane  # x index of position 0
+
+    def position(index: Value) -> Value:
+        """The first position at or after an index of x, within the row."""
+        return f.minimum(f.maximum((f.maximum(index - origin, 0) + (step - 1)) // step, w0), w1)
+
+    v0 = position(f.value(0))
+    v1 = f.maximum(position(size), v0)
     zero = f.splat(0.0, pack.type) if lanes == 1 else Value(f, "zeroinitializer", pack.type)
     channels = Carry([source, target])
     with f.loop(0, s["channels"], name="c", carry=channels):
@@ -109,15 +113,22 @@ def _load(f: Function, pack: Pack, address: Value, mask: Value | None) -> Value:
     """`lanes` elements, `step` apart; all of them, or those under the mask."""
     if pack.step == 1:
         return f.load(pack.type, address) if mask is None else f.masked_load(pack.type, address, mask)
-    if mask is None and pack.step == 2:
-        # the second vector starts one element early, so that nothing beyond the last wanted element is read
-        low, high = f.load(pack.type, address), f.load(pack.type, address[pack.lanes - 1])
-        half = pack.lanes // 2
-        return f.shuffle(low, high, [*range(0, pack.lanes, 2), *range(pack.lanes + 1, 2 * pack.lanes, 2)][: 2 * half])
+    if mask is None and pack.step <= 8:
+        return _strided(f, pack, address)
     every = Value(f, "splat (i1 true)", vector("i1", pack.lanes)) if mask is None else mask
     return f.strided_load(pack.type, address, pack.step, every)
 
 
-def padded(count: Int) -> Int:
-    """Elements rounded up to whole 64-byte lines of float32."""
-    return (count + 15) // 16 * 16
+def _strided(f: Function, pack: Pack, address: Value) -> Value:
+    """Whole vectors and shuffles in place of a gather. The last vector starts early, so that nothing beyond the last
+    wanted element is read."""
+    lanes, step = pack.lanes, pack.step
+    starts = [v * lanes for v in range(step - 1)] + [(lanes - 1) * (step - 1)]
+    vectors = [f.load(pack.type, address[start]) for start in starts]
+    source = [min(i * step // lanes, step - 1) for i in range(lanes)]  # the vector that holds lane i's element
+    value = vectors[0]
+    for v in range(1, step):
+        held = [i if v > 1 else i * step for i in range(lanes)]
+        mask = [lanes + i * step - starts[v] if source[i] == v else min(held[i], lanes - 1) for i in range(lanes)]
+        value = f.shuffle(value, vectors[v], mask)
+    return value

@@ -15,7 +15,7 @@ from upconv.spec import Activation
 
 SLOTS = (
     "out_d", "out_h", "out_w", "out_step_d", "out_step_h", "crop_d", "crop_h", "crop_w", "positions_w",
-    "y_image", "y_channel", "bias", "phase_rows", "scratch_pitch",
+    "y_image", "y_channel", "bias", "phase_rows", "scratch_pitch", "rows_d", "rows_h", "rows_w",
 )  # fmt: skip
 ENTRY = 5  # i64 a row: offset in y, column in scratch, phase, first position, end position
 
@@ -77,13 +77,13 @@ def emit_rows(slots: Slots) -> Function:
     )
     job, table, low, high = f.arguments
     table = table.of("i64")
-    names = ("pitch_d", "pitch_h", "pitch_w", *SLOTS[:10])
+    names = ("rows_d", "rows_h", "rows_w", *SLOTS[:10])
     s = {name: slots.read(f, job, name) for name in names}
     counts = Carry([f.value(0)])
-    with f.loop(low // s["pitch_w"], (high - 1) // s["pitch_w"] + 1, name="row", carry=counts) as row:
-        h, rest = row % s["pitch_h"], row // s["pitch_h"]
-        d, n = rest % s["pitch_d"], rest // s["pitch_d"]
-        start = row * s["pitch_w"]
+    with f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row", carry=counts) as row:
+        h, rest = row % s["rows_h"], row // s["rows_h"]
+        d, n = rest % s["rows_d"], rest // s["rows_d"]
+        start = row * s["rows_w"]
         w0, w1 = f.maximum(low - start, 0), f.minimum(high - start, s["positions_w"])
         over_d = Carry(counts.values)
         with f.loop(0, s["out_step_d"], name="ad", carry=over_d) as ad:
