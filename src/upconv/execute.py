@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upconv import execute_weight
 from upconv import planner as plans
 from upconv.codegen import memory, threads
 from upconv.codegen.target import Target
@@ -241,7 +242,7 @@ def input_gradient(spec: ConvSpec, grad_output: NDArray[Any], weight: NDArray[An
 
 def weight_gradient(spec: ConvSpec, x: NDArray[Any], grad_output: NDArray[Any]) -> NDArray[Any]:
     """The gradient for the weight, in the weight's shape."""
-    return reference.weight_gradient(spec, x, grad_output)
+    return execute_weight.gradient(spec, x, grad_output, target())
 
 
 __all__ = ["forward", "input_gradient", "make_plan", "packed_weight", "target", "weight_gradient"]

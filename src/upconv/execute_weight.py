@@ -1,0 +1,99 @@
+"""Binds the weight gradient's kernel to memory and threads: the backward counterpart of `execute`."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv.codegen import memory, threads
+from upconv.codegen.target import Target
+from upconv.kernels import job as jobs
+from upconv.kernels import reference
+from upconv.shapes.dual import dual
+from upconv.spec import ConvSpec, Problem
+
+try:  # a machine without llvmlite runs the reference
+    from upconv.codegen import jit
+    from upconv.kernels import weight_grad
+except ImportError:  # pragma: no cover
+    jit = None  # type: ignore[assignment]
+
+_SMALL = 4_000_000
+"""Flops below which one thread is as fast as several."""
+
+
+class _Prepared:
+    """A problem's code and the numbers of its job."""
+
+    def __init__(self, problem: Problem, target: Target, count: int):
+        how = weight_grad.blocking(problem, target, count)
+        name = weight_grad.code_name(problem, how, target)
+        code = jit.get(name, weight_grad.code_parameters(how), ("entry",), lambda: weight_grad.emit(how), target)
+        self.address, self.how, self.target = code["entry"], how, target
+        bound = weight_grad.bind(problem, how)
+        self.offsets, self.counters = bound.tables["offsets"], len(bound.tables["counters"])
+        self.threads = min(count, bound.tasks)
+        self.numbers = np.zeros(_round_up(len(weight_grad.SLOTS.names) * 8), np.uint8).view(np.int64)
+        for slot, value in {**bound.slots, "offsets": self.offsets.ctypes.data}.items():
+            self.numbers[weight_grad.SLOTS.index[slot]] = value
+        self.numbers[jobs.TASKS] = bound.tasks
+
+    def run(self, x: NDArray[Any], g: NDArray[Any], out: NDArray[Any]) -> None:
+        """The gradient into `out`. Every call has a job, counters and workspace of its own, one after another."""
+        sizes = [self.numbers.nbytes, _round_up(self.counters * 8), self.how.workspace_bytes * self.threads, self.how.partial_bytes]
+        room = memory.empty((sum(sizes) + 64,), np.uint8)
+        job = _round_up(room.ctypes.data)
+        ctypes.memmove(job, self.numbers.ctypes.data, sizes[0])
+        ctypes.memset(job + sizes[0], 0, sizes[1])
+        slots = (ctypes.c_int64 * len(self.numbers)).from_address(job)
+        workspace = job + sizes[0] + sizes[1]
+        addresses = {
+            "x": x.ctypes.data,
+            "g": g.ctypes.data,
+            "w": out.ctypes.data,
+            "counters": job + sizes[0],
+            "workspace": workspace,
+            "partial": workspace + sizes[2],
+        }
+        for name, address in addresses.items():
+            slots[weight_grad.SLOTS.index[name]] = address
+        threads.run(self.address, job, self.threads, self.target)
+
+
+def _round_up(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+@lru_cache(maxsize=256)
+def _prepare(problem: Problem, target: Target, count: int) -> _Prepared:
+    return _Prepared(problem, target, count)
+
+
+def gradient(spec: ConvSpec, x: NDArray[Any], grad_output: NDArray[Any], target: Target | None) -> NDArray[Any]:
+    """The gradient for the weight, in the weight's shape; the reference computes it where no code can be made."""
+    if spec.transposed:  # the dual convolution has this weight, reads grad_output and is answered by x
+        return gradient(dual(spec, x.shape[2:]), grad_output, x, target)
+    if target is None or grad_output.size == 0 or x.size == 0:
+        return reference.weight_gradient(spec, x, grad_output)
+    spec = replace(spec, activation=None)
+    if spec.padding_mode != "zeros":
+        x = reference.pad(x, spec.padding, spec.padding_mode)
+        spec = replace(spec, padding=((0, 0),) * spec.rank, padding_mode="zeros")
+    problem = Problem(spec, x.shape[0], x.shape[2:], grad_output.shape[2:], x.dtype.name)
+    count = 1 if problem.flops < _SMALL else threads.get_num_threads()
+    x, grad_output = np.ascontiguousarray(x), np.ascontiguousarray(grad_output)
+    live = weight_grad.live(problem)
+    shape = (*spec.weight_shape[:2], *(taps.stop - taps.start for taps in live))
+    found = memory.empty(shape, x.dtype)
+    if found.size:
+        _prepare(problem, target, count).run(x, grad_output, found)
+    if shape == spec.weight_shape:
+        return found
+    out = np.zeros(spec.weight_shape, x.dtype)
+    out[(..., *live)] = found
+    return out
