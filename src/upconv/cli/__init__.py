@@ -24,6 +24,7 @@ COMMANDS = (
     "demo",
     "explain",
     "inspect",
+    "explore",
 )
 
 app = typer.Typer(
