@@ -210,14 +210,13 @@ class _Workers:
 
 _workers: _Workers | None = None
 _workers_lock = threading.Lock()
-_forked = False
-_gomp_used = False
+_openmp_left_behind = False  # a parent had the OpenMP runtime, perhaps with threads that this process lacks
 
 
 def _reset_after_fork() -> None:
-    global _workers, _workers_lock, _forked
+    global _workers, _workers_lock, _openmp_left_behind
     _workers, _workers_lock = None, threading.Lock()
-    _forked = True
+    _openmp_left_behind = _openmp_left_behind or "torch" in sys.modules
 
 
 if hasattr(os, "register_at_fork"):
@@ -290,10 +289,9 @@ def run(address: int, job: int, count: int, target: Target) -> None:
     if count <= 1:
         entry(address)(job)
         return
-    if not (_forked and _gomp_used):
+    if not _openmp_left_behind:
         parallel = _host_openmp("torch" in sys.modules)
         if parallel is not None:
-            _note_gomp()
             parallel(address, job, count, 0)
             return
     workers = _own(target)
@@ -304,11 +302,6 @@ def run(address: int, job: int, count: int, target: Target) -> None:
         with _workers_lock:
             workers.grow(count - 1)
     workers.submit(workers.address, count - 1, address, job)
-
-
-def _note_gomp() -> None:
-    global _gomp_used
-    _gomp_used = True
 
 
 def _run_python_threads(address: int, job: int, count: int) -> None:
