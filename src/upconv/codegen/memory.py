@@ -19,14 +19,14 @@ MOST_FREE = 256 << 20
 SMALL = 64 << 10
 _PAGE = 64 << 10
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a collection inside it may finalise a lease
 _free: dict[int, list[mmap.mmap]] = {}
 _free_bytes = 0
 
 
 def _forget() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
