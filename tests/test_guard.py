@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import kernel_runs as runs
-
-HERE = Path(__file__).parent
-
-
-def child(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python process with the tests and the package on its path."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
-    )
+from processes import HERE, child
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect through libc")
