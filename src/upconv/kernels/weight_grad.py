@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from upconv.codegen.ir import Function, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import pack, weight_tile
+from upconv.kernels import weight_tile
 from upconv.kernels.geometry import Band, axis
 from upconv.kernels.weight_tile import Tile
 from upconv.spec import Problem
@@ -29,13 +29,13 @@ NAME = "weight_gradient"
 ELEMENTS = {"float32": "float", "float64": "double"}
 SLOTS = jobs.Slots(
     (
-        *pack.SLOTS,
-        "g", "w", "partial", "counters", "offsets",
+        *weight_tile.RUN_SLOTS,
+        "x", "x_channel", "channel_pitch", "gaps", "g", "w", "partial", "counters", "offsets",
         "out_d", "out_h", "out_w", "stride_d", "stride_h", "stride_w",
         "g_image", "g_channel", "g_group", "x_group", "w_group", "w_channel", "panel_pitch",
         "taps", "channels_in", "channels_out", "c_block", "c_blocks", "m_block", "m_blocks",
         "positions", "block", "share", "splits", "left", "right", "sums_pitch", "sums_size",
-        "band_at", "panel_at", "sums_at",
+        "runs_at", "band_at", "panel_at", "sums_at",
     )
 )  # fmt: skip
 DEPTH = 192
@@ -60,7 +60,7 @@ class Blocking:
     panel_pitch: int
     sums_pitch: int
     sums_size: int
-    at: tuple[int, int, int]
+    at: tuple[int, int, int, int]
     workspace_bytes: int
     partial_bytes: int
 
@@ -88,6 +88,11 @@ def live(problem: Problem) -> tuple[slice, ...]:
 def _reads(problem: Problem) -> list[int]:
     """The offset of each live tap in the band."""
     return [flat for _, flat, _ in band(problem).taps()[0] or ()]
+
+
+def _padded(shape: Band) -> bool:
+    """Whether the band has positions that are no element of x."""
+    return any(a.base < 0 or a.base + a.pitch > a.size for a in shape.axes)
 
 
 def _three(values: tuple[int, ...]) -> tuple[int, int, int]:
@@ -152,6 +157,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     panel_pitch = (block + tile.lanes) * tile.width
     sizes = (
         (block + weight_tile.INDEX_LANES) * 8,
+        (reach // band(problem).axes[2].pitch + 4) * weight_tile.RUN * 8,
         (c_block * channel_pitch + tile.lanes) * item,
         m_block // tile.width * panel_pitch * item,
         sums_size * item if splits == 1 else 0,
@@ -172,8 +178,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         panel_pitch=panel_pitch,
         sums_pitch=sums_pitch,
         sums_size=sums_size,
-        at=(ends[0], ends[1], ends[2]),
-        workspace_bytes=ends[3],
+        at=(ends[0], ends[1], ends[2], ends[3]),
+        workspace_bytes=ends[4],
         partial_bytes=0 if splits == 1 else blocks * splits * sums_size * item,
     )
 
@@ -195,12 +201,10 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, len(flats)
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     slots = {
-        "x_image": spec.in_channels * image_in, "x_channel": image_in,
-        "x_d": h.size * w.size, "x_h": w.size, "size_d": d.size, "size_h": h.size, "size_w": w.size,
-        "step_d": 1, "step_h": 1, "origin_d": d.base, "origin_h": h.base, "origin_w": w.base,
-        "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
-        "planes_d": 1, "planes_h": 1, "lead": ceil(how.left / shape.volume),
-        "plane_pitch": 0, "channel_pitch": how.channel_pitch,
+        "x_image": spec.in_channels * image_in, "size_d": d.size, "size_h": h.size, "size_w": w.size,
+        "base_d": d.base, "base_h": h.base, "base_w": w.base,
+        "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch, "lead": ceil(how.left / shape.volume),
+        "x_channel": image_in, "channel_pitch": how.channel_pitch, "gaps": int(_padded(shape)),
         "out_d": out[0], "out_h": out[1], "out_w": out[2],
         "stride_d": stride[0], "stride_h": stride[1], "stride_w": stride[2],
         "g_image": spec.out_channels * image_out, "g_channel": image_out, "g_group": m * image_out,
@@ -209,7 +213,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "c_block": how.c_block, "c_blocks": how.c_blocks, "m_block": how.m_block, "m_blocks": how.m_blocks,
         "positions": problem.batch * image_out, "block": how.block, "share": how.share, "splits": how.splits,
         "left": how.left, "right": how.right, "sums_pitch": how.sums_pitch, "sums_size": how.sums_size,
-        "band_at": how.at[0], "panel_at": how.at[1], "sums_at": how.at[2],
+        "runs_at": how.at[0], "band_at": how.at[1], "panel_at": how.at[2], "sums_at": how.at[3],
         "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     offsets = (np.arange(how.c_block)[:, None] * how.channel_pitch + flats).reshape(-1)
@@ -237,7 +241,8 @@ def code_parameters(how: Blocking) -> str:
 def emit(how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = how.tile
-    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, 1, 1), SLOTS)
+    do_runs = weight_tile.emit_runs(SLOTS)
+    do_copy = weight_tile.emit_copy(tile, SLOTS)
     do_positions = weight_tile.emit_positions(SLOTS)
     do_transpose = weight_tile.emit_transpose(tile, SLOTS)
     do_tile = weight_tile.emit_tile(tile)
@@ -251,7 +256,7 @@ def emit(how: Blocking) -> str:
         first_c, first_m = cb * s["c_block"], mb * s["m_block"]
         channels = f.minimum(s["channels_in"] - first_c, s["c_block"])
         width = f.minimum(s["channels_out"] - first_m, s["m_block"])
-        index = workspace.of("i64")
+        index, runs = workspace.of("i64"), workspace[s["runs_at"]].of("i64")
         band, panels = workspace[s["band_at"]].of(tile.element), workspace[s["panel_at"]].of(tile.element)
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"] + first_c * s["x_channel"]]
         g = SLOTS.pointer(f, job, "g", tile.element)[group * s["g_group"] + first_m * s["g_channel"]]
@@ -267,7 +272,9 @@ def emit(how: Blocking) -> str:
             origin = weight_tile.flat(s, low // s["out_w"]) + low % s["out_w"] * s["stride_w"]
             past = weight_tile.flat(s, (high - 1) // s["out_w"]) + (high - 1) % s["out_w"] * s["stride_w"] + 1
             f.call(do_positions, [job, index, low, high, origin])
-            f.call(do_pack, [job, x, band, origin - s["left"], past + s["right"], channels])
+            first, last = origin - s["left"], past + s["right"]
+            count = f.call(do_runs, [job, runs, first, last])
+            f.call(do_copy, [job, x, band, runs, count, channels, last - first])
             f.call(do_transpose, [job, g, width, panels, low, high])
             fresh = f.select(low.equals(begin), 1, 0)
             offsets = SLOTS.pointer(f, job, "offsets", "i64")
@@ -284,14 +291,14 @@ def emit(how: Blocking) -> str:
             place = out[group * s["w_group"] + first_m * s["w_channel"] + first_c * s["taps"]]
             f.call(do_finish, [job, every, rows, width, place])
 
-    return module([do_positions, do_pack, do_transpose, do_tile, do_finish, jobs.emit_entry("entry", SLOTS, task)])
+    return module([do_positions, do_runs, do_copy, do_transpose, do_tile, do_finish, jobs.emit_entry("entry", SLOTS, task)])
 
 
 _TASK_SLOTS = (
     *weight_tile.POSITION_SLOTS,
     "x_group", "x_channel", "g_group", "g_channel", "w_group", "w_channel", "taps", "channels_in", "channels_out",
     "c_block", "c_blocks", "m_block", "m_blocks", "positions", "block", "share", "splits", "left", "right",
-    "panel_pitch", "sums_pitch", "sums_size", "band_at", "panel_at", "sums_at",
+    "panel_pitch", "sums_pitch", "sums_size", "runs_at", "band_at", "panel_at", "sums_at",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The pieces of the weight gradient's code: output positions, the transposed pack, the register tile, the finish.
+"""The pieces of the weight gradient's code: copying x, the transposed pack of g, the register tile, the finish.
 
 With positions as the depth of a GEMM, its columns are the channels of the gradient (in the lanes, so they are packed
 transposed) and its rows the (input channel, tap) pairs, broadcast. A row is any pointer into the band: rank, stride and
@@ -19,6 +19,13 @@ INDEX_LANES = 8
 POSITION_SLOTS = (
     "out_d", "out_h", "out_w", "stride_d", "stride_h", "stride_w", "pitch_d", "pitch_h", "pitch_w",
 )  # fmt: skip
+
+
+RUN_SLOTS = (
+    "x_image", "size_d", "size_h", "size_w", "base_d", "base_h", "base_w",
+    "pitch_d", "pitch_h", "pitch_w", "batch", "lead",
+)  # fmt: skip
+RUN = 3  # i64 an entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,93 @@ def flat(s: dict[str, Value], row: Value) -> Value:
     h, rest = row % s["out_h"], row // s["out_h"]
     d, n = rest % s["out_d"], rest // s["out_d"]
     return ((n * s["pitch_d"] + d * s["stride_d"]) * s["pitch_h"] + h * s["stride_h"]) * s["pitch_w"]
+
+
+def emit_runs(slots: Slots) -> Function:
+    """`runs(job, table, low, high) -> count`: what band positions low..high-1 take from x, all else being zeros.
+
+    An entry is (first element of x, first position less `low`, elements); rows that follow each other in both are one run.
+    The table starts with an entry of scratch.
+    """
+    f = Function(
+        "runs",
+        [("job", "ptr"), ("table", "ptr"), ("low", "i64"), ("high", "i64")],
+        returns="i64",
+        attributes=_INTERNAL,
+    )
+    job, table, low, high = f.arguments
+    table = table.of("i64")
+    s = {name: slots.read(f, job, name) for name in RUN_SLOTS}
+    shift = s["lead"] * s["pitch_d"] * s["pitch_h"] * s["pitch_w"]  # no division sees a negative number
+    first, last = low + shift, high + shift
+    carry = Carry([f.value(0), f.value(-1), f.value(0), f.value(0)])
+    with f.loop(first // s["pitch_w"], (last - 1) // s["pitch_w"] + 1, name="row", carry=carry) as row:
+        count, source, target, length = carry.values
+        h, rest = row % s["pitch_h"] + s["base_h"], row // s["pitch_h"]
+        d, n = rest % s["pitch_d"] + s["base_d"], rest // s["pitch_d"] - s["lead"]
+        start = row * s["pitch_w"]
+        w0 = f.maximum(f.maximum(first - start, 0), 0 - s["base_w"])
+        w1 = f.minimum(f.minimum(last - start, s["pitch_w"]), s["size_w"] - s["base_w"])
+        inside = (w0 < w1) & _within(f, n, s["batch"]) & _within(f, d, s["size_d"]) & _within(f, h, s["size_h"])
+        here = n * s["x_image"] + (d * s["size_h"] + h) * s["size_w"] + w0 + s["base_w"]
+        there = start + w0 - first
+        more = f.select(inside, w1 - w0, 0)
+        follows = (source + length).equals(here) & (target + length).equals(there)
+        new = f.select(follows, 0, f.select(inside, 1, 0))
+        fresh = new.equals(1)
+        entry = (
+            f.select(fresh, here, source),
+            f.select(fresh, there, target),
+            f.select(fresh, more, length + f.select(follows, more, 0)),
+        )
+        for i, value in enumerate(entry):
+            f.store(value, table[(count + new) * RUN + i])
+        carry.next = [count + new, *entry]
+    f.do(f"ret i64 {carry.results[0].text}")
+    return f
+
+
+def _within(f: Function, index: Value, size: Value) -> Value:
+    return f.compare("ult", index, size)
+
+
+def emit_copy(tile: Tile, slots: Slots) -> Function:
+    """`copy(job, x, band, table, count, channels, length)`: the runs of each channel, and zeros between them.
+
+    Everything is written in whole vectors, in rising order, each overwriting the overhang of the one before.
+    """
+    f = Function(
+        "copy",
+        [
+            ("job", "ptr"),
+            ("x", "ptr"),
+            ("band", "ptr"),
+            ("table", "ptr"),
+            ("count", "i64"),
+            ("channels", "i64"),
+            ("length", "i64"),
+        ],
+        attributes=_INTERNAL,
+    )
+    job, x, band, table, count, channels, length = f.arguments
+    x, band, table, lanes = x.of(tile.element), band.of(tile.element), table.of("i64"), tile.lanes
+    x_channel, pitch = slots.read(f, job, "x_channel"), slots.read(f, job, "channel_pitch")
+    gaps = f.select(slots.read(f, job, "gaps").equals(1), length, 0)
+    with f.loop(0, channels, name="c") as c:
+        source, target = x[c * x_channel], band[c * pitch]
+        with f.loop(0, gaps, lanes, name="zero") as i:
+            f.store(f.splat(0.0, tile.type), target[i])
+        with f.loop(1, count + 1, name="run") as r:
+            here, there, size = (f.load("i64", table[r * RUN + i]) for i in range(RUN))
+            src, dst = source[here], target[there]
+            whole = Carry([f.value(0)])
+            with f.loop(0, size - (lanes - 1), lanes, name="whole", carry=whole) as i:
+                f.store(f.load(tile.type, src[i]), dst[i])
+                whole.next = [i + lanes]
+            done = whole.results[0]
+            with f.when(done < size, name="tail"):
+                f.store(f.masked_load(tile.type, src[done], f.lanes_between(done, 0, size, lanes)), dst[done])
+    return f
 
 
 def emit_positions(slots: Slots) -> Function:
