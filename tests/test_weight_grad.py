@@ -168,3 +168,14 @@ def test_workspace_is_bounded() -> None:
     for count in (1, 2, 16):
         how = weight_grad.blocking(problem, execute.target(), count)
         assert how.workspace_bytes * count + how.partial_bytes < 64 << 20
+
+
+@pytest.mark.parametrize("level", runs.levels())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 3, 16, 4), (2, 4, 63), (1, 2, 64), (5, 2, 65), (2, 3, 5, 6, 7)])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_bias_gradient(shape: tuple[int, ...], dtype: str, level: str, at_end: bool) -> None:
+    grad = np.random.default_rng(5).integers(-9, 9, shape).astype(dtype)
+    found = execute_weight.bias_gradient(Fenced(at_end).hold(grad), runs.target_of(level))
+    np.testing.assert_array_equal(found, grad.sum(axis=(0, *range(2, grad.ndim))))
+    assert found.dtype == grad.dtype

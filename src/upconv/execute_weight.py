@@ -1,4 +1,4 @@
-"""Binds the weight gradient's kernel to memory and threads: the backward counterpart of `execute`."""
+"""Binds the kernels of the weight and bias gradients to memory and threads: the backward counterpart of `execute`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from upconv.spec import ConvSpec, Problem
 
 try:  # a machine without llvmlite runs the reference
     from upconv.codegen import jit
-    from upconv.kernels import weight_grad
+    from upconv.kernels import bias_grad, weight_grad
 except ImportError:  # pragma: no cover
     jit = None  # type: ignore[assignment]
 
@@ -94,6 +94,34 @@ def gradient(spec: ConvSpec, x: NDArray[Any], grad_output: NDArray[Any], target:
         _prepare(problem, target, count).run(x, grad_output, found)
     if shape == spec.weight_shape:
         return found
-    out = np.zeros(spec.weight_shape, x.dtype)
-    out[(..., *live)] = found
+    out = memory.empty(spec.weight_shape, x.dtype)
+    out[...] = 0
+    everything: tuple[Any, ...] = (..., *live)
+    out[everything] = found
     return out
+
+
+def bias_gradient(grad_output: NDArray[Any], target: Target | None) -> NDArray[Any]:
+    """The sum of a batched grad_output over everything but the channels."""
+    n, m = grad_output.shape[:2]
+    if target is None or grad_output.size == 0:
+        return grad_output.sum(axis=(0, *range(2, grad_output.ndim)))  # type: ignore[no-any-return]
+    element = weight_grad.ELEMENTS[grad_output.dtype.name]
+    name = f"{bias_grad.NAME}_f{grad_output.itemsize * 8}_{target.name}"
+    code = jit.get(name, element, ("entry",), lambda: bias_grad.emit(element, target), target)
+    g, out = np.ascontiguousarray(grad_output), np.empty(m, grad_output.dtype)
+    size = g.size // (n * m)
+    job = _job({"g": g.ctypes.data, "out": out.ctypes.data, "images": n, "image": m * size, "channel": size})
+    job[jobs.TASKS] = m
+    threads.run(code["entry"], job.ctypes.data, threads.get_num_threads() if g.size > _SMALL // 8 else 1, target)
+    return out
+
+
+def _job(numbers: dict[str, int]) -> NDArray[np.int64]:
+    """A job of the bias gradient, 64-byte aligned."""
+    slots = bias_grad.SLOTS
+    room = np.zeros(_round_up(len(slots.names) * 8) + 64, np.uint8)
+    job = room[-room.ctypes.data % 64 :][: len(slots.names) * 8].view(np.int64)
+    for name, number in numbers.items():
+        job[slots.index[name]] = number
+    return job

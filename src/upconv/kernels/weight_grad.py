@@ -38,7 +38,7 @@ SLOTS = jobs.Slots(
         "runs_at", "band_at", "panel_at", "sums_at",
     )
 )  # fmt: skip
-DEPTH = 192
+DEPTH = 256
 """Positions a tile adds up in registers: its panel of g stays in the first-level cache."""
 
 

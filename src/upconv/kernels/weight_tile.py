@@ -252,11 +252,11 @@ def emit_tile(tile: Tile) -> Function:
     results = over.results[:-1]
     new = fresh.equals(1)
     with f.when(new, name="fresh"):
-        for i, total in enumerate(results):
-            f.store(total, sums[i * tile.lanes])
+        for v, total in enumerate(results):
+            f.store(total, sums[v * tile.lanes])
     with f.otherwise(new, name="more"):
-        for i, total in enumerate(results):
-            f.store(f.fadd(total, f.load(tile.type, sums[i * tile.lanes])), sums[i * tile.lanes])
+        for v, total in enumerate(results):
+            f.store(f.fadd(total, f.load(tile.type, sums[v * tile.lanes])), sums[v * tile.lanes])
     return f
 
 
