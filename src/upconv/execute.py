@@ -21,19 +21,13 @@ from numpy.typing import NDArray
 
 from upconv import execute_weight
 from upconv import planner as plans
-from upconv.codegen import memory, threads
-from upconv.codegen.target import Target
+from upconv.codegen import jit, memory, threads
+from upconv.codegen.target import Target, host
 from upconv.kernels import job as jobs
 from upconv.kernels import reference
+from upconv.kernels.fingerprint import fingerprint
 from upconv.shapes.dual import dual
 from upconv.spec import ConvSpec, Problem
-
-try:  # a machine without llvmlite runs the reference
-    from upconv.codegen import jit
-    from upconv.codegen.target import host
-    from upconv.kernels.fingerprint import fingerprint
-except ImportError:  # pragma: no cover
-    jit = None  # type: ignore[assignment]
 
 PACKED_BYTES = 1 << 30
 """Packed weights kept at most, the least recently used given up first."""
@@ -42,7 +36,7 @@ PACKED_BYTES = 1 << 30
 @lru_cache(maxsize=1)
 def target() -> Target | None:
     """The machine to write code for, or None where none can be written."""
-    return None if jit is None else host()
+    return host() if jit.AVAILABLE else None
 
 
 class Prepared:

@@ -10,18 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv.codegen import memory, threads
+from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target
+from upconv.kernels import bias_grad, reference, weight_grad
 from upconv.kernels import job as jobs
-from upconv.kernels import reference
 from upconv.shapes.dual import dual
 from upconv.spec import ConvSpec, Problem
-
-try:  # a machine without llvmlite runs the reference
-    from upconv.codegen import jit
-    from upconv.kernels import bias_grad, weight_grad
-except ImportError:  # pragma: no cover
-    jit = None  # type: ignore[assignment]
 
 _SMALL = 4_000_000
 """Flops below which one thread is as fast as several."""

@@ -17,11 +17,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import llvmlite
-import llvmlite.binding as llvm
-
 from upconv.codegen import cache
 from upconv.codegen.target import Target
+
+try:
+    import llvmlite
+    import llvmlite.binding as llvm
+except (ImportError, OSError):  # not installed, or built for another machine: the reference kernel runs everything
+    llvmlite = llvm = None
+
+AVAILABLE = llvm is not None
+"""Whether machine code can be made here."""
 
 OPTIMISATION = "O2, no vectorisers, no unrolling; 1"
 
