@@ -58,7 +58,13 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a call may use: as set, else as PyTorch says where it is loaded, else one a processor."""
+    """How many threads a call may use: as set, else as PyTorch says where it is loaded, else one a processor.
+
+    >>> get_num_threads() <= available()
+    True
+
+    UPCONV_NUM_THREADS and OMP_NUM_THREADS lower the last of these.
+    """
     if _chosen is not None:
         return _chosen
     torch = sys.modules.get("torch")

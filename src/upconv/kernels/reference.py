@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ from upconv.shapes.dual import dual
 from upconv.spec import Activation, ConvSpec
 
 _PAD_MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+
+
+def _last(index: Sequence[Any]) -> Any:
+    """The index of the last dimensions, all of the ones before."""
+    return (..., *index)
 
 
 def activate(y: NDArray, activation: Activation | None) -> NDArray:
@@ -55,10 +61,11 @@ def unpad_adjoint(full: NDArray, padding: Sequence[tuple[int, int]], mode: str) 
     for axis, (lo, hi) in enumerate(padding, start=2):
         size = full.shape[axis] - lo - hi
         if mode == "zeros" or (lo, hi) == (0, 0):
-            full = full[(slice(None),) * axis + (slice(lo, lo + size),)]
+            full = full[(*(slice(None),) * axis, slice(lo, lo + size))]
             continue
-        folded = np.zeros(full.shape[:axis] + (size,) + full.shape[axis + 1 :], full.dtype)
-        np.add.at(folded, (slice(None),) * axis + (_source_index(size, lo, hi, mode),), full)
+        folded = np.zeros((*full.shape[:axis], size, *full.shape[axis + 1 :]), full.dtype)
+        where: Any = (*(slice(None),) * axis, _source_index(size, lo, hi, mode))
+        np.add.at(folded, where, full)
         full = folded
     return full
 
@@ -82,9 +89,9 @@ def _transposed(spec: ConvSpec, x: NDArray, weight: NDArray, output_size: tuple[
             slice(d * k, d * k + s * (i - 1) + 1, s)
             for k, d, s, i in zip(tap, spec.dilation, spec.stride, x.shape[2:], strict=True)
         )
-        window = full[(..., *where)]
-        term = np.einsum("ngc...,gcm->ngm...", xg, wg[(..., *tap)])
-        window += term[(..., *(slice(0, size) for size in window.shape[3:]))]
+        window = full[_last(where)]
+        term = np.einsum("ngc...,gcm->ngm...", xg, wg[_last(tap)])
+        window += term[_last([slice(0, size) for size in window.shape[3:]])]
     full = full.reshape(n, spec.out_channels, *full_size)
     return unpad_adjoint(full, spec.padding, spec.padding_mode)
 
@@ -100,7 +107,7 @@ def _conv(spec: ConvSpec, x: NDArray, weight: NDArray, output_size: tuple[int, .
             slice(d * k, d * k + s * (o - 1) + 1, s)
             for k, d, s, o in zip(tap, spec.dilation, spec.stride, output_size, strict=True)
         )
-        y += np.einsum("ngc...,gmc->ngm...", xg[(..., *where)], wg[(..., *tap)])
+        y += np.einsum("ngc...,gmc->ngm...", xg[_last(where)], wg[_last(tap)])
     return y.reshape(n, spec.out_channels, *output_size)
 
 
@@ -108,7 +115,7 @@ def input_gradient(spec: ConvSpec, grad_output: NDArray, weight: NDArray, input_
     """The gradient for x, (N, in_channels, *input_size), of grad_output (taken before the activation)."""
     other = dual(spec, input_size)
     grad_x = forward(other, grad_output, weight, None, other.output_size(grad_output.shape[2:]))
-    return np.ascontiguousarray(grad_x[(..., *(slice(0, n) for n in input_size))])
+    return np.ascontiguousarray(grad_x[_last([slice(0, n) for n in input_size])])
 
 
 def weight_gradient(spec: ConvSpec, x: NDArray, grad_output: NDArray) -> NDArray:
@@ -126,6 +133,6 @@ def weight_gradient(spec: ConvSpec, x: NDArray, grad_output: NDArray) -> NDArray
             slice(d * k, d * k + s * (o - 1) + 1, s)
             for k, d, s, o in zip(tap, spec.dilation, spec.stride, grad_output.shape[2:], strict=True)
         )
-        seen = xg[(..., *where)].reshape(n, g, spec.in_channels // g, positions)
-        grad[(..., *tap)] = np.einsum("ngcp,ngmp->gmc", seen, yg)
+        seen = xg[_last(where)].reshape(n, g, spec.in_channels // g, positions)
+        grad[_last(tap)] = np.einsum("ngcp,ngmp->gmc", seen, yg)
     return grad.reshape(spec.weight_shape)
