@@ -231,7 +231,8 @@ def input_gradient(spec: ConvSpec, grad_output: NDArray[Any], weight: NDArray[An
     grad_x = forward(other, grad_output, weight, None)
     if grad_x.shape[2:] == tuple(input_size):
         return grad_x
-    return np.ascontiguousarray(grad_x[(..., *(slice(0, n) for n in input_size))])
+    inside: Any = (..., *(slice(0, n) for n in input_size))
+    return np.ascontiguousarray(grad_x[inside])
 
 
 def weight_gradient(spec: ConvSpec, x: NDArray[Any], grad_output: NDArray[Any]) -> NDArray[Any]:

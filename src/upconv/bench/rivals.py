@@ -65,6 +65,7 @@ def _torch(case: Case, channels_last: bool) -> Call:
             raise ValueError("no channels-last format of rank 1")
         x, w = x.contiguous(memory_format=formats[s.rank]), w.contiguous(memory_format=formats[s.rank])
     padding = [lo for lo, _ in s.padding]
+    arguments: tuple[Any, ...]
     if s.transposed:
         function = getattr(F, f"conv_transpose{s.rank}d")
         arguments = (x, w, bias, s.stride, padding, s.output_padding, s.groups, s.dilation)

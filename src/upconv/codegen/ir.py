@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 SIZES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i8": 1, "ptr": 8}
 
@@ -118,7 +118,7 @@ class Value:
         return Value(self.function, self.text, "ptr", element=element)
 
 
-Int = Union[Value, int]
+Int = Value | int
 
 
 def _fold(op: str, a: Value, b: Value) -> Value | int | None:

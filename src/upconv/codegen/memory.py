@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -55,10 +56,8 @@ def _take(size: int) -> mmap.mmap:
             return waiting.pop()
     block = _map(size)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= 4 << 20:
-        try:
+        with suppress(OSError):  # a kernel without huge pages serves small ones
             block.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages serves small ones
     return block
 
 
@@ -87,10 +86,8 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        try:
+        with suppress(AttributeError, TypeError):  # interpreter shutdown
             _give(self.block, self.size)
-        except (AttributeError, TypeError):
-            pass  # interpreter shutdown
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -264,10 +264,10 @@ def _own(target: Target) -> _Workers | None:
 @lru_cache(maxsize=1)
 def _host_openmp(_loaded: bool) -> Any:
     """`GOMP_parallel` of the OpenMP runtime that PyTorch ships, or None."""
-    torch = sys.modules.get("torch")
-    if not torch or not getattr(torch, "__file__", None):
+    origin = getattr(sys.modules.get("torch"), "__file__", None)
+    if origin is None:
         return None
-    folder = Path(torch.__file__).parent
+    folder = Path(origin).parent
     shipped = [*folder.glob("lib/libgomp*"), *folder.glob("lib/libomp*"), *folder.glob("lib/libiomp*")]
     shipped += folder.parent.glob("torch.libs/libgomp*")
     for path in shipped:

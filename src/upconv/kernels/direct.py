@@ -50,7 +50,7 @@ SLOTS = jobs.Slots(
         "x_group",
         "table_bytes",
         "scratch_bytes",
-    )  # fmt: skip
+    )
 )
 GROUP = 5  # i64 a phase group: tap count, tap table offset, tile blocks, weight offset, first scratch row
 
@@ -190,9 +190,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     flats = [flat for g in groups_ for flat, _ in g.reads] or [0]
     left, right = max(0, -min(flats)), max(0, max(flats))
     rows, item, planes = sum(tile_blocks) * tile.rows, problem.itemsize, shape.planes
-    block = _choose_block(
-        shape.length, tile, target, threads, spec.groups, channels_in * planes * item, rows * item, left + right
-    )
+    block = _choose_block(shape.length, tile, target, threads, spec.groups, channels_in * planes * item, rows * item, left + right)
     block_count = max(1, ceil(shape.length / block))
     splits = 1
     if block_count * spec.groups < 4 * threads and chunks > 1:
@@ -280,7 +278,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     d, h, w = shape.axes
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     rows = how.tile.rows
-    taps, group_rows, phase_rows = [], [], np.zeros((prod(a.out_step for a in shape.axes), 2), np.int64)
+    taps: list[tuple[int, int]] = []
+    group_rows, phase_rows = [], np.zeros((prod(a.out_step for a in shape.axes), 2), np.int64)
     weight_at = first_row = 0
     for group, blocks in zip(groups, how.tile_blocks, strict=True):
         depth = len(group.reads) * c * rows
@@ -294,7 +293,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     slots = {
         "channels": c, "x_image": spec.in_channels * image_in, "x_channel": image_in,
         "x_d": h.size * w.size, "x_h": w.size, "size_d": d.size, "size_h": h.size, "size_w": w.size,
-        "step_d": d.in_step, "step_h": h.in_step, "origin_d": d.base * d.in_step, "origin_h": h.base * h.in_step, "origin_w": w.base * w.in_step,
+        "step_d": d.in_step, "step_h": h.in_step,
+        "origin_d": d.base * d.in_step, "origin_h": h.base * h.in_step, "origin_w": w.base * w.in_step,
         "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
         "planes_d": d.planes, "planes_h": h.planes, "lead": ceil(how.left / shape.volume),
         "plane_pitch": how.plane_pitch, "channel_pitch": how.channel_pitch,

@@ -14,7 +14,6 @@ from itertools import product
 from upconv.shapes.phase import phase_taps
 from upconv.spec import Problem, effective_kernel
 
-
 Taps = tuple[tuple[int, int, int], ...]
 """One dimension of a phase: (kernel index, offset, plane) of each tap."""
 
@@ -164,7 +163,7 @@ def band(problem: Problem, cropped: bool = False) -> Band:
         spec.dilation,
         strict=True,
     )
-    axes = [axis(spec.transposed, *numbers, cropped) for numbers in sizes]
+    axes = [axis(spec.transposed, *numbers, cropped=cropped) for numbers in sizes]
     missing = [axis(spec.transposed, 1, 1, 1, 1, 0, 1)] * (3 - spec.rank)
     d, h, w = [*missing, *axes]
     return Band(problem.batch, (d, h, w))

@@ -49,14 +49,16 @@ WEIGHT = {
     3: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]) * 1.0,
 }
 
+# fmt: off
 SLOTS = jobs.Slots(
     (
         *pack.SLOTS, *store.SLOTS, "out_step_w", "y", "weight", "taps", "tap_count", "reads", "length", "block",
         "block_count", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_out", "channels_in",
         "channels_a_pack", "left", "right", "band_left", "depth", "planes_in", "weight_group", "weight_point", "x_group",
         "v_pitch", "v_point", "m_pitch", "m_point", "rows_used", "table_bytes", "scratch_bytes", "m_bytes", "v_bytes",
-    )  # fmt: skip
+    )
 )
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
