@@ -163,7 +163,7 @@ def band(problem: Problem, cropped: bool = False) -> Band:
         spec.dilation,
         strict=True,
     )
-    axes = [axis(spec.transposed, *numbers, cropped=cropped) for numbers in sizes]
+    axes = [axis(spec.transposed, n, o, k, s, before, l, cropped) for n, o, k, s, before, l in sizes]
     missing = [axis(spec.transposed, 1, 1, 1, 1, 0, 1)] * (3 - spec.rank)
     d, h, w = [*missing, *axes]
     return Band(problem.batch, (d, h, w))
