@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -42,7 +42,7 @@ def target() -> Target | None:
 class Prepared:
     """A problem ready to run: its plan, its code, and the job's numbers."""
 
-    __slots__ = ("_idle", "_tables", "_template", "address", "code_key", "ones", "packing", "plan", "workspace")
+    __slots__ = ("_bias", "_entry", "_idle", "_kept", "_places", "_tables", "_template", "address", "packing", "plan", "workspace")
 
     def __init__(self, plan: plans.Plan):
         self.plan = plan
@@ -50,6 +50,7 @@ class Prepared:
         parameters = kernel.code_parameters(problem, how)
         code = jit.get(plan.kernel, parameters, ("entry",), lambda: kernel.emit(problem, how), plan.target)
         self.address = code["entry"]
+        self._entry = threads.entry(self.address)
         bound = kernel.bind(problem, how)
         slots = kernel.SLOTS
         template = (ctypes.c_int64 * len(slots.names))()
@@ -58,40 +59,84 @@ class Prepared:
         for name, table in bound.tables.items():
             template[slots.index[name]] = table.ctypes.data
         template[jobs.TASKS] = bound.tasks
-        self._tables = (bound.tables, np.zeros(problem.spec.out_channels, problem.dtype))
+        no_bias = np.zeros(problem.spec.out_channels, problem.dtype)
+        self._tables, self._bias = (bound.tables, no_bias), no_bias.ctypes.data
         self._template = template
         self._idle: list[_Job] = []
-        self.workspace = how.workspace_bytes * plan.threads
+        self._kept: tuple[Any, NDArray[Any]] | None = None
+        self.workspace = how.workspace_bytes * plan.threads + 64
         self.packing = (problem.spec, problem.dtype, kernel.NAME, kernel.packing(problem, how))
-        self.ones = tuple(slots.index[name] for name in ("x", "weight", "bias", "y"))
+        self._places = tuple(slots.index[name] for name in ("x", "weight", "bias", "y"))
+
+    def __call__(self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, y: NDArray[Any]) -> None:
+        """Fills y. All arrays are C-contiguous, of the problem's shapes (y's leading batch may be left off) and dtype."""
+        address = memory.address
+        packed = self._packed(weight)
+        self.run(address(x), address(packed), None if bias is None else address(bias), address(y))
+
+    def _packed(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """The packed weight; at once where the last call's weight comes again and cannot have changed."""
+        kept = self._kept
+        if kept is not None and kept[0]() is weight and not weight.flags.writeable:
+            return kept[1]
+        packed = packed_weight(self, weight)
+        self._kept = None if weight.flags.writeable else (weakref.ref(weight), packed)
+        return packed
 
     def run(self, x: int, weight: int, bias: int | None, y: int) -> None:
         """Runs the job on the arrays at these addresses."""
         try:
             job = self._idle.pop()
         except IndexError:
-            job = _Job(self._template, self.workspace)
-        slots, ones = job.slots, self.ones
+            job = _Job(self._template)
+        arena = _take_arena(self.workspace)
+        slots, (at_x, at_weight, at_bias, at_y) = job.slots, self._places
         slots[jobs.NEXT] = slots[jobs.TICKET] = 0
-        slots[ones[0]], slots[ones[1]], slots[ones[3]] = x, weight, y
-        slots[ones[2]] = self._tables[1].ctypes.data if bias is None else bias
-        threads.run(self.address, job.address, self.plan.threads, self.plan.target)
+        slots[jobs.WORKSPACE] = arena.address
+        slots[at_x], slots[at_weight], slots[at_y] = x, weight, y
+        slots[at_bias] = self._bias if bias is None else bias
+        if self.plan.threads == 1:
+            self._entry(job.address)
+        else:
+            threads.run(self.address, job.address, self.plan.threads, self.plan.target)
         self._idle.append(job)
+        _arenas.append(arena)
 
 
 class _Job:
-    """One job array, 64-byte aligned, with its workspace; used by one call at a time."""
+    """One job array, 64-byte aligned; used by one call at a time."""
 
-    __slots__ = ("_memory", "address", "slots", "workspace")
+    __slots__ = ("_memory", "address", "slots")
 
-    def __init__(self, template: ctypes.Array[Any], workspace: int):
+    def __init__(self, template: ctypes.Array[Any]):
         size = ctypes.sizeof(template)
         self._memory = ctypes.create_string_buffer(size + 64)
         self.address = -(-ctypes.addressof(self._memory) // 64) * 64
         ctypes.memmove(self.address, template, size)
         self.slots = type(template).from_address(self.address)
-        self.workspace = memory.empty((workspace + 64,), np.uint8)
-        self.slots[jobs.WORKSPACE] = -(-self.workspace.ctypes.data // 64) * 64
+
+
+class _Arena:
+    """Workspace of one call at a time, whatever the layer: 64-byte aligned."""
+
+    __slots__ = ("address", "memory", "size")
+
+    def __init__(self, size: int):
+        self.size = size
+        self.memory = memory.empty((size + 64,), np.uint8)
+        self.address = -(-self.memory.ctypes.data // 64) * 64
+
+
+_arenas: list[_Arena] = []
+
+
+def _take_arena(size: int) -> _Arena:
+    """An idle arena of at least `size` bytes; a too small one is given up for a larger."""
+    try:
+        arena = _arenas.pop()
+    except IndexError:
+        return _Arena(size)
+    return arena if arena.size >= size else _Arena(size)
 
 
 # -- finding what is prepared ------------------------------------------------------------------------------------------
@@ -156,21 +201,30 @@ if hasattr(os, "register_at_fork"):
 def packed_weight(prepared: Prepared, weight: NDArray[Any]) -> NDArray[Any]:
     """The weight as the prepared kernel reads it; packed again only where it has changed.
 
-    A read-only array is known by identity. A writable one may change without notice, so its content is fingerprinted.
+    A read-only array is known by identity. A writable one may change without notice, so its content is compared.
     """
-    key = (weight.ctypes.data, weight.shape, prepared.packing)
-    kept = _packed.get(key)
-    state: Any
     if weight.flags.writeable:
-        state = fingerprint(weight, prepared.plan.target)
-        if kept is not None and isinstance(kept[0], int) and kept[0] == state:
-            return kept[1]
-    else:
-        if kept is not None and isinstance(kept[0], weakref.ref) and kept[0]() is weight:
-            return kept[1]
-        state = weakref.ref(weight)
+        return packed_content(prepared, memory.address(weight), weight.nbytes, lambda: weight)
+    key = (memory.address(weight), weight.shape, prepared.packing)
+    kept = _packed.get(key)
+    if kept is not None and isinstance(kept[0], weakref.ref) and kept[0]() is weight:
+        return kept[1]
+    return _pack(prepared, key, weakref.ref(weight), weight)
+
+
+def packed_content(prepared: Prepared, address: int, size: int, weight: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """The packed form of the weight that now stands at an address; `weight` makes the array where it is needed."""
+    key = (address, size, prepared.packing)
+    state = fingerprint(address, size, prepared.plan.target)
+    kept = _packed.get(key)
+    if kept is not None and kept[0] == state:
+        return kept[1]
+    return _pack(prepared, key, state, weight())
+
+
+def _pack(prepared: Prepared, key: Any, state: Any, weight: NDArray[Any]) -> NDArray[Any]:
     plan = prepared.plan
-    packed = plan.module.pack_weight(plan.problem, plan.blocking, weight)
+    packed: NDArray[Any] = plan.module.pack_weight(plan.problem, plan.blocking, weight)
     with _packed_lock:
         _packed[key] = (state, packed)
         _packed.move_to_end(key)
@@ -207,10 +261,38 @@ def forward(
     x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
     if out is None:
         out = memory.empty(prepared.plan.problem.output_shape, x.dtype)
-    packed = packed_weight(prepared, weight)
-    kept = None if bias is None else np.ascontiguousarray(bias)
-    prepared.run(x.ctypes.data, packed.ctypes.data, None if kept is None else kept.ctypes.data, out.ctypes.data)
+    prepared(x, weight, None if bias is None else np.ascontiguousarray(bias), out)
     return out
+
+
+class Ready:
+    """A call whose arguments have been checked before: the same shapes need no second look."""
+
+    __slots__ = ("_prepared", "dtype", "shape")
+
+    def __init__(self, prepared: Prepared, shape: tuple[int, ...]):
+        self._prepared, self.shape = prepared, shape
+        self.dtype = np.dtype(prepared.plan.problem.dtype)
+
+    def __call__(self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None) -> NDArray[Any]:
+        """The result, for C-contiguous arrays of the shapes and dtype that were checked."""
+        y = memory.empty(self.shape, self.dtype)
+        self._prepared(x, weight, bias, y)
+        return y
+
+
+    def at(self, x: int, weight: int, size: int, array: Callable[[], NDArray[Any]], bias: int | None, y: int) -> None:
+        """The same for memory at addresses: `size` is the weight's in bytes, `array` makes it an array if need be."""
+        packed = packed_content(self._prepared, weight, size, array)
+        self._prepared.run(x, memory.address(packed), bias, y)
+
+
+def ready(spec: ConvSpec, batched_shape: tuple[int, ...], dtype: str, shape: tuple[int, ...]) -> Ready | None:
+    """What runs calls of these shapes (the result's being `shape`), or None where more than a kernel is at work."""
+    if spec.padding_mode != "zeros" and any(lo or hi for lo, hi in spec.padding):
+        return None
+    prepared = _prepare(spec, batched_shape, dtype)
+    return None if prepared is None else Ready(prepared, shape)
 
 
 def _padded_mode(spec: ConvSpec, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None) -> NDArray[Any]:

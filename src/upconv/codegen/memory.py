@@ -6,8 +6,10 @@ every view) is gone, the block returns. At most `MOST_FREE` bytes wait for reuse
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import sys
 import threading
 from contextlib import suppress
 from math import prod
@@ -101,6 +103,29 @@ def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     if size < SMALL:
         return np.empty(shape, dtype)
     return np.asarray(_Lease(shape, dtype, _size_class(size)))
+
+
+def _layout_is_known() -> bool:
+    """Whether an array object holds its data's address right behind the object header, as CPython's NumPy does."""
+    probes = [np.empty(n, np.uint8) for n in (1, 64, 4096)]
+    offset = object.__basicsize__
+    return sys.implementation.name == "cpython" and all(
+        ctypes.c_void_p.from_address(id(a) + offset).value == a.ctypes.data for a in probes
+    )
+
+
+def _address_by_attribute(array: NDArray[Any]) -> int:
+    return array.ctypes.data
+
+
+def _address_by_layout(array: NDArray[Any]) -> int:
+    return _pointer_at(id(array) + _HEADER).value or 0
+
+
+_HEADER = object.__basicsize__
+_pointer_at = ctypes.c_void_p.from_address
+address = _address_by_layout if _layout_is_known() else _address_by_attribute
+"""An array's data address. `array.ctypes.data` says the same in a microsecond, a tenth of a small layer's call."""
 
 
 def trim() -> int:

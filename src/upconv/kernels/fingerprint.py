@@ -10,8 +10,6 @@ import ctypes
 from functools import lru_cache
 from typing import Any
 
-from numpy.typing import NDArray
-
 from upconv.codegen import jit
 from upconv.codegen.ir import Carry, Function, Value, module, vector
 from upconv.codegen.target import Target
@@ -47,11 +45,16 @@ def _function(target: Target) -> tuple[Any, int]:
     return ctypes.CFUNCTYPE(None, *types)(code["fingerprint"]), _STATES * lanes * 8
 
 
-def fingerprint(array: NDArray[Any], target: Target) -> int:
-    """Of a C-contiguous array's bytes."""
+SMALL = 16 << 10
+"""Up to so many bytes the content itself is cheaper to keep and compare than to digest."""
+
+
+def fingerprint(address: int, size: int, target: Target) -> int | bytes:
+    """Of the `size` bytes at an address."""
+    if size <= SMALL:
+        return ctypes.string_at(address, size)
     function, block = _function(target)
     out = (ctypes.c_int64 * (block // 8))()
-    address, size = array.ctypes.data, array.nbytes
     whole = size // block
     function(address, whole, out)
     rest = ctypes.string_at(address + whole * block, size - whole * block)
