@@ -78,21 +78,46 @@ def gradient(spec: ConvSpec, x: NDArray[Any], grad_output: NDArray[Any], target:
     if spec.padding_mode != "zeros":
         x = reference.pad(x, spec.padding, spec.padding_mode)
         spec = replace(spec, padding=((0, 0),) * spec.rank, padding_mode="zeros")
+    if _better_mirrored(spec, x.dtype.itemsize, target):
+        mirror = replace(
+            spec,
+            in_channels=spec.out_channels,
+            out_channels=spec.in_channels,
+            padding=tuple(
+                (d * (k - 1) - lo, d * (k - 1) - hi)
+                for d, k, (lo, hi) in zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
+            ),
+        )
+        return _mirrored(gradient(mirror, grad_output, x, target), spec)
     problem = Problem(spec, x.shape[0], x.shape[2:], grad_output.shape[2:], x.dtype.name)
     count = 1 if problem.flops < _SMALL else threads.get_num_threads()
     x, grad_output = np.ascontiguousarray(x), np.ascontiguousarray(grad_output)
-    live = weight_grad.live(problem)
-    shape = (*spec.weight_shape[:2], *(taps.stop - taps.start for taps in live))
-    found = memory.empty(shape, x.dtype)
-    if found.size:
-        _prepare(problem, target, count).run(x, grad_output, found)
-    if shape == spec.weight_shape:
-        return found
     out = memory.empty(spec.weight_shape, x.dtype)
-    out[...] = 0
-    everything: tuple[Any, ...] = (..., *live)
-    out[everything] = found
+    _prepare(problem, target, count).run(x, grad_output, out)
     return out
+
+
+def _better_mirrored(spec: ConvSpec, itemsize: int, target: Target) -> bool:
+    """Whether the input's channels fill the lanes better than the output's, and the two may change places.
+
+    With stride 1, x[o + d*k - p] met by grad[o] is grad[i + d*(K-1-k) - p'] met by x[i], p' = d*(K-1) - p: the mirrored
+    kernel's gradient, of a layer that reads grad_output and is answered by x.
+    """
+    lanes = target.lanes(itemsize)
+    few, many = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    whole = all(
+        lo <= d * (k - 1) and hi <= d * (k - 1)
+        for d, k, (lo, hi) in zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
+    )
+    return whole and set(spec.stride) == {1} and few / (-(-few // lanes)) * 1.5 < many / (-(-many // lanes))
+
+
+def _mirrored(found: NDArray[Any], spec: ConvSpec) -> NDArray[Any]:
+    """The mirrored layer's gradient, (in_channels, out_channels/groups, *kernel) reversed, as the layer's own."""
+    g, kernel = spec.groups, spec.kernel_size
+    split = found.reshape(g, spec.in_channels // g, spec.out_channels // g, *kernel)
+    own = np.flip(split.swapaxes(1, 2), tuple(range(3, 3 + spec.rank)))
+    return np.ascontiguousarray(own).reshape(spec.weight_shape)
 
 
 def bias_gradient(grad_output: NDArray[Any], target: Target | None) -> NDArray[Any]:

@@ -30,7 +30,7 @@ ELEMENTS = {"float32": "float", "float64": "double"}
 SLOTS = jobs.Slots(
     (
         *weight_tile.RUN_SLOTS,
-        "x", "x_channel", "channel_pitch", "gaps", "g", "w", "partial", "counters", "offsets",
+        "x", "x_channel", "channel_pitch", "gaps", "zeros", "g", "w", "partial", "counters", "offsets",
         "out_d", "out_h", "out_w", "stride_d", "stride_h", "stride_w",
         "g_image", "g_channel", "g_group", "x_group", "w_group", "w_channel", "panel_pitch",
         "taps", "channels_in", "channels_out", "c_block", "c_blocks", "m_block", "m_blocks",
@@ -38,6 +38,7 @@ SLOTS = jobs.Slots(
         "runs_at", "band_at", "panel_at", "sums_at",
     )
 )  # fmt: skip
+_NOTHING = np.int64(-(1 << 62))
 DEPTH = 256
 """Positions a tile adds up in registers: its panel of g stays in the first-level cache."""
 
@@ -79,15 +80,13 @@ def band(problem: Problem) -> Band:
     return Band(problem.batch, (d, h, w))
 
 
-def live(problem: Problem) -> tuple[slice, ...]:
-    """In each dimension, the taps that meet the input at all; the gradient of the others is zero."""
-    rows = [axis.phases[0] or () for axis in band(problem).axes[3 - problem.spec.rank :]]
-    return tuple(slice(row[0][0], row[-1][0] + 1) if row else slice(0, 0) for row in rows)
-
-
-def _reads(problem: Problem) -> list[int]:
-    """The offset of each live tap in the band."""
-    return [flat for _, flat, _ in band(problem).taps()[0] or ()]
+def _reads(problem: Problem) -> NDArray[np.int64]:
+    """Each tap's offset in the band, or _NOTHING for a tap that meets only padding."""
+    kernel = _three(problem.spec.kernel_size)
+    found = np.full(kernel, _NOTHING)
+    for index, flat, _ in band(problem).taps()[0] or ():
+        found[index] = flat
+    return found.reshape(-1)
 
 
 def _padded(shape: Band) -> bool:
@@ -125,15 +124,15 @@ def _choose_tile(element: str, target: Target, channels: int, rows: int) -> Tile
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Blocks whose sums, band and panels share the second-level cache, and tasks for every thread."""
     spec, item = problem.spec, problem.itemsize
-    flats = _reads(problem)
-    c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, len(flats)
-    tile = _choose_tile(ELEMENTS[problem.dtype], target, m, c * prod(spec.kernel_size))
+    c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
+    tile = _choose_tile(ELEMENTS[problem.dtype], target, m, c * taps)
     outputs = problem.batch * prod(problem.output_size)
     block = min(DEPTH, outputs)
     panels = ceil(m / tile.width)
     m_blocks = ceil(panels / max(1, ceil(256 * 4 / item / tile.width)))
     m_block = ceil(panels / m_blocks) * tile.width
     m_blocks = ceil(m / m_block)
+    flats = [flat for flat in _reads(problem).tolist() if flat != _NOTHING] or [0]
     left, right = max(0, -min(flats)), max(0, max(flats))
     starts = np.arange(0, outputs, block)
     spans = _flat(problem, np.minimum(starts + block, outputs) - 1) - _flat(problem, starts)
@@ -158,7 +157,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     sizes = (
         (block + weight_tile.INDEX_LANES) * 8,
         (reach // band(problem).axes[2].pitch + 4) * weight_tile.RUN * 8,
-        (c_block * channel_pitch + tile.lanes) * item,
+        ((c_block + 1) * channel_pitch + tile.lanes) * item,
         m_block // tile.width * panel_pitch * item,
         sums_size * item if splits == 1 else 0,
     )
@@ -192,12 +191,12 @@ def tasks(problem: Problem, how: Blocking) -> int:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes. The caller adds x, g, w, the workspace and, with splits, `partial`.
 
-    `w` is the gradient of the live taps alone, (out_channels, channels, *live taps).
+    Taps that meet only padding read a channel of zeros behind the others.
     """
     spec, shape = problem.spec, band(problem)
     d, h, w = shape.axes
     out, stride = _three(problem.output_size), _three(spec.stride)
-    flats = np.array(_reads(problem), np.int64) + how.left
+    flats = _reads(problem)
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, len(flats)
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     slots = {
@@ -205,6 +204,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "base_d": d.base, "base_h": h.base, "base_w": w.base,
         "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch, "lead": ceil(how.left / shape.volume),
         "x_channel": image_in, "channel_pitch": how.channel_pitch, "gaps": int(_padded(shape)),
+        "zeros": how.channel_pitch if (flats == _NOTHING).any() else 0,
         "out_d": out[0], "out_h": out[1], "out_w": out[2],
         "stride_d": stride[0], "stride_h": stride[1], "stride_w": stride[2],
         "g_image": spec.out_channels * image_out, "g_channel": image_out, "g_group": m * image_out,
@@ -216,7 +216,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "runs_at": how.at[0], "band_at": how.at[1], "panel_at": how.at[2], "sums_at": how.at[3],
         "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
-    offsets = (np.arange(how.c_block)[:, None] * how.channel_pitch + flats).reshape(-1)
+    channel_at = np.arange(how.c_block)[:, None] * how.channel_pitch + how.left
+    offsets = np.where(flats == _NOTHING, how.c_block * how.channel_pitch, channel_at + flats).reshape(-1)
     missing = _round_up(len(offsets), how.tile.rows) - len(offsets)
     tables = {
         "offsets": np.concatenate([offsets, np.repeat(offsets[-1:], missing)]),
@@ -267,6 +268,9 @@ def emit(how: Blocking) -> str:
         rows = channels * s["taps"]
         begin = split * s["share"]
         end = f.minimum(begin + s["share"], s["positions"])
+        nothing = band[s["c_block"] * s["channel_pitch"]]
+        with f.loop(0, s["zeros"], tile.lanes, name="zero") as i:
+            f.store(f.splat(0.0, tile.type), nothing[i])
         with f.loop(begin, end, s["block"], name="pc") as low:
             high = f.minimum(low + s["block"], end)
             origin = weight_tile.flat(s, low // s["out_w"]) + low % s["out_w"] * s["stride_w"]
@@ -296,7 +300,8 @@ def emit(how: Blocking) -> str:
 
 _TASK_SLOTS = (
     *weight_tile.POSITION_SLOTS,
-    "x_group", "x_channel", "g_group", "g_channel", "w_group", "w_channel", "taps", "channels_in", "channels_out",
+    "zeros", "channel_pitch", "x_group", "x_channel", "g_group", "g_channel", "w_group", "w_channel",
+    "taps", "channels_in", "channels_out",
     "c_block", "c_blocks", "m_block", "m_blocks", "positions", "block", "share", "splits", "left", "right",
     "panel_pitch", "sums_pitch", "sums_size", "runs_at", "band_at", "panel_at", "sums_at",
 )  # fmt: skip
@@ -308,7 +313,7 @@ _TASK_SLOTS = (
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds done, padding of tiles included."""
     spec, tile = problem.spec, how.tile
-    rows = _round_up(how.c_block * len(_reads(problem)), tile.rows) * how.c_blocks
+    rows = _round_up(how.c_block * prod(problem.spec.kernel_size), tile.rows) * how.c_blocks
     columns = _round_up(spec.out_channels // spec.groups, tile.width)
     return problem.batch * prod(problem.output_size) * rows * columns * spec.groups
 
@@ -318,5 +323,5 @@ def describe(problem: Problem, how: Blocking) -> str:
     shares = f", positions in {how.splits} shares" if how.splits > 1 else ""
     return (
         f"GEMM over {problem.batch * prod(problem.output_size)} positions, blocks of {how.c_block} channels x "
-        f"{len(_reads(problem))} taps x {how.m_block} channels, {how.block} positions at a time{shares}"
+        f"{prod(problem.spec.kernel_size)} taps x {how.m_block} channels, {how.block} positions at a time{shares}"
     )
