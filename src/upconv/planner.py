@@ -11,10 +11,10 @@ from math import prod
 from typing import Any
 
 from upconv.codegen.target import Target
-from upconv.kernels import direct, winograd
+from upconv.kernels import direct, overlap_add, winograd
 from upconv.spec import Problem
 
-CANDIDATES: tuple[Any, ...] = (direct, winograd)
+CANDIDATES: tuple[Any, ...] = (direct, winograd, overlap_add)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 
 

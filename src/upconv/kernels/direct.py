@@ -426,12 +426,16 @@ def macs(problem: Problem, how: Blocking) -> int:
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
-    """Estimated seconds: the tiles' cycles, and the bytes packed and stored, on the threads that can share them."""
-    tile = how.tile
+    """Estimated seconds: the tiles, the rows stored, the bytes packed and stored, the weights read once a block."""
+    spec, tile = problem.spec, how.tile
+    shape = band(problem, how.cropped)
     steps = macs(problem, how) / (tile.rows * tile.width)
-    moved = (prod(problem.input_shape) * how.splits + 2 * prod(problem.output_shape)) * problem.itemsize
+    stored = store.cycles(problem.batch * spec.out_channels, shape.axes, tile.lanes)
+    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
+    streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     parallel = min(threads, tasks(problem, how))
-    return (steps * microkernel.step_cycles(tile) / target.hertz + moved / 10e9) / parallel + 5e-6
+    cycles = steps * microkernel.step_cycles(tile) + stored
+    return (cycles / target.hertz + moved / 10e9 + streamed / 12e9) / parallel + 5e-6
 
 
 def describe(problem: Problem, how: Blocking) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from upconv.codegen.ir import Carry, Function, Value, vector
 from upconv.kernels.activation import emit_activation
+from upconv.kernels.geometry import Axis
 from upconv.kernels.job import Slots
 from upconv.spec import Activation
 
@@ -65,6 +66,14 @@ def weave(f: Function, streams: list[Value]) -> list[Value]:
             )
         woven.append(value)
     return woven
+
+
+def cycles(channels: int, axes: tuple[Axis, Axis, Axis], lanes: int) -> float:
+    """Estimated cycles of storing `channels` channels of images whose positions the axes count."""
+    d, h, w = axes
+    rows = channels * d.positions * h.positions * d.out_step * h.out_step
+    vectors = -(-w.positions // lanes)
+    return rows * (40.0 + vectors * w.out_step * 5.0)
 
 
 def emit_rows(slots: Slots) -> Function:
@@ -127,7 +136,7 @@ def emit(store: Store, slots: Slots) -> Function:
     phase_rows = slots.pointer(f, job, "phase_rows", "i64")
     s = {name: slots.read(f, job, name) for name in ("out_w", "crop_w", "y_channel", "scratch_pitch", "out_step_w")}
     with f.loop(0, channels, name="m") as m:
-        offset = f.splat(f.load(store.element, bias[channel + m]), store.type)
+        offset = f.load(store.element, bias[channel + m])
         plane = y[m * s["y_channel"]]
         with f.loop(0, count, name="row") as r:
             entry = table[r * ENTRY]
@@ -157,25 +166,42 @@ class _Finish:
     offset: Value
     s: dict[str, Value]
 
-    def _value(self, address: Value) -> Value:
-        value = self.f.fadd(self.f.load(self.store.type, address), self.offset)
-        return emit_activation(self.f, value, self.store.activation)
+    def _value(self, address: Value, lanes: int) -> Value:
+        type_ = vector(self.store.element, lanes)
+        offset = self.f.splat(self.offset, type_)
+        return emit_activation(self.f, self.f.fadd(self.f.load(type_, address), offset), self.store.activation)
 
     def interleaved(self, streams: list[Value], row: Value, w0: Value, w1: Value) -> None:
-        """Steps up to the lanes: whole vectors where they fit, masked ones at the two ends of the row."""
+        """Steps up to the lanes: whole vectors where they fit, masked ones, no longer than need be, at the row's ends."""
         f, step, lanes = self.f, self.store.step, self.store.lanes
         end = f.minimum(w1 * step - self.s["crop_w"], self.s["out_w"])
         with f.loop(w0, w1, lanes, name="w") as w:
-            woven = weave(f, [self._value(p[w]) for p in streams])
             o = w * step - self.s["crop_w"]
             whole = (o >= 0) & (o + step * lanes <= end)
             with f.when(whole, name="whole"):
-                for j, value in enumerate(woven):
+                for j, value in enumerate(weave(f, [self._value(p[w], lanes) for p in streams])):
                     f.store(value, row[o + j * lanes])
             with f.otherwise(whole, name="edge"):
-                for j, value in enumerate(woven):
-                    at = o + j * lanes
-                    f.masked_store(value, row[at], f.lanes_between(at, 0, end, lanes))
+                self._edge(streams, row, w, w1 - w, o, end, lanes)
+
+    def _edge(self, streams: list[Value], row: Value, w: Value, left: Value, o: Value, end: Value, lanes: int) -> None:
+        """At most `left` positions, in the shortest vectors that hold them."""
+        f = self.f
+        shorter = lanes // 2
+        if shorter >= 4:
+            few = left <= shorter
+            with f.when(few, name="few"):
+                self._edge(streams, row, w, left, o, end, shorter)
+            with f.otherwise(few, name="many"):
+                self._masked(streams, row, w, o, end, lanes)
+        else:
+            self._masked(streams, row, w, o, end, lanes)
+
+    def _masked(self, streams: list[Value], row: Value, w: Value, o: Value, end: Value, lanes: int) -> None:
+        f = self.f
+        for j, value in enumerate(weave(f, [self._value(p[w], lanes) for p in streams])):
+            at = o + j * lanes
+            f.masked_store(value, row[at], f.lanes_between(at, 0, end, lanes))
 
     def blocked(self, stream: object, row: Value, w0: Value, w1: Value) -> None:
         """Steps beyond the lanes: squares of phases x positions, transposed, each position's phases stored together."""
@@ -184,7 +210,7 @@ class _Finish:
             sources = [stream(f.minimum(a + i, step - 1)) for i in range(lanes)]  # type: ignore[operator]
             phases = f.minimum(step - a, lanes)
             with f.loop(w0, w1, lanes, name="w") as w:
-                columns = weave(f, [self._value(p[w]) for p in sources])
+                columns = weave(f, [self._value(p[w], lanes) for p in sources])
                 for i, value in enumerate(columns):
                     with f.when(w + i < w1, name="column"):
                         o = (w + i) * step + a - self.s["crop_w"]

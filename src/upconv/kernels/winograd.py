@@ -271,7 +271,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     depth = c * planes_in
     plane_size = compact.axes[1].pitch * compact.axes[2].pitch
     halo = (_depth_taps(spec, ways) - 1) * plane_size
-    most = int(target.l2 * 0.5 / (points * depth * item)) - halo
+    most = int(target.l2 * 0.3 / (points * depth * item)) - halo
     most = max(_round_up(max(most, 1), tile.lanes), 2 * tile.width, halo // 2)
     pieces = max(1, ceil(compact.length / most))
     if pieces * spec.groups < 2 * threads and compact.length >= 4 * tile.width:
@@ -280,7 +280,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         pieces = _round_up(pieces, threads)
     block = _round_up(ceil(compact.length / pieces), tile.lanes)
     block_count = max(1, ceil(compact.length / block))
-    room = max(1, int(target.l2 * 0.3 / ((points + outputs) * block * item * phases)))
+    room = max(1, int(target.l2 * 0.45 / ((points + outputs) * block * item * phases)))
     unit = max(1, tile.rows // phases)
     chunk = min(m, max(unit, room // unit * unit))
     chunks = ceil(m / chunk)
@@ -652,15 +652,19 @@ def macs(problem: Problem, how: Blocking) -> int:
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the GEMMs, the transforms, the bytes stored and the weights streamed, on the threads' share."""
     spec, tile = problem.spec, how.tile
+    compact = tiles(problem)
+    d, h, w = compact.axes
     steps = macs(problem, how) / (tile.rows * tile.width)
-    vectors = _round_up(tiles(problem).length, tile.lanes) / tile.lanes
+    row_vectors = problem.batch * d.pitch * h.positions * ceil(w.positions / tile.lanes)
+    vectors = _round_up(compact.length, tile.lanes) / tile.lanes
     depth = spec.in_channels * prod(_steps(spec)[1])
     rows = how.chunks * how.tile_blocks * tile.rows * spec.groups
-    transforms = vectors * how.points * (6.0 * depth * how.splits + 6.0 * rows)
-    moved = (prod(problem.input_shape) * how.splits + 2 * prod(problem.output_shape)) * problem.itemsize
+    transforms = how.points * (5.0 * row_vectors * depth * how.splits + 5.0 * vectors * rows)
+    stored = store.cycles(problem.batch * spec.out_channels, compact.axes, tile.lanes)
+    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * rows * depth * how.points * how.ways[0].taps / spec.groups * problem.itemsize
     parallel = min(threads, tasks(problem, how))
-    cycles = steps * microkernel.step_cycles(tile) + transforms
+    cycles = steps * microkernel.step_cycles(tile) * 1.05 + transforms + stored
     return (cycles / target.hertz + moved / 10e9 + streamed / 12e9) / parallel + 5e-6
 
 

@@ -1,0 +1,392 @@
+"""Overlap-add: every input position's whole patch by one GEMM without any halo, then the patches added up where they meet.
+
+For small images with many channels. A band has a zero column for every few real ones there, and phases of a cropped image
+have positions of their own; here the GEMM's columns are exactly the input positions of a block of images, its rows are
+(output channel, tap) pairs and its depth is the input channels. The patches stay in the second-level cache, where each
+phase of the output gathers its taps' rows (`fold`); the rows are then woven and stored as the direct kernel's are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv.codegen.ir import Carry, Function, Value, module
+from upconv.codegen.target import Target
+from upconv.kernels import job as jobs
+from upconv.kernels import microkernel, pack, store
+from upconv.kernels.geometry import Axis, Band
+from upconv.kernels.microkernel import Tile
+from upconv.shapes.phase import phase_taps
+from upconv.spec import Problem
+
+NAME = "overlap_add"
+EXACT = True
+ELEMENTS = {"float32": "float", "float64": "double"}
+MOST_POSITIONS = 4096
+"""Input positions of an image at most: a task takes whole images, patches and all."""
+
+SLOTS = jobs.Slots(
+    (
+        *pack.SLOTS, *store.SLOTS, "out_step_w", "y", "weight", "taps", "fold_phases", "fold_taps", "phase_count",
+        "images_a_block", "block_count", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_in",
+        "channels_out", "weight_group", "x_group", "tap_count", "positions", "image_positions", "x_pitch", "patch_pitch",
+        "channels_step", "table_bytes", "scratch_bytes", "patch_bytes",
+    )  # fmt: skip
+)
+FOLD = 4  # i64 a tap: its number, and its offset in each of the three dimensions
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops; a block is a number of whole images."""
+
+    tile: Tile
+    chunk: int
+    chunks: int
+    tile_blocks: int
+    images: int
+    block_count: int
+    splits: int
+    x_pitch: int
+    patch_pitch: int
+    scratch_pitch: int
+    table_bytes: int
+    scratch_bytes: int
+    patch_bytes: int
+    x_bytes: int
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.table_bytes + self.scratch_bytes + self.patch_bytes + self.x_bytes + 256
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+# -- geometry ------------------------------------------------------------------------------------------------------------
+
+
+def _axis(size: int, out_size: int, stride: int) -> Axis:
+    """One dimension: the input as it is, the output's positions by phase, cropped."""
+    positions = -(-out_size // stride)
+    return Axis(
+        size=size, out_size=out_size, out_step=stride, in_step=1, crop=0, positions=positions, pitch=size, base=0, first=0,
+        planes=1, phases=(),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def band(problem: Problem) -> Band:
+    """The input without any halo; `positions` are the output's."""
+    spec = problem.spec
+    axes = [_axis(*sizes) for sizes in zip(problem.input_size, problem.output_size, spec.stride, strict=True)]
+    d, h, w = [*[_axis(1, 1, 1)] * (3 - spec.rank), *axes]
+    return Band(problem.batch, (d, h, w))
+
+
+def _fold(problem: Problem) -> list[list[tuple[int, int, int, int]]]:
+    """For each phase, row-major: (tap number, offsets) of the taps it gathers."""
+    spec = problem.spec
+    kernel = (1,) * (3 - spec.rank) + spec.kernel_size
+    lists = [[[(0, 0)]]] * (3 - spec.rank)
+    for k, s, (lo, _), d in zip(spec.kernel_size, spec.stride, spec.padding, spec.dilation, strict=True):
+        lists.append([list(phase_taps(k, s, lo, d, a)) for a in range(s)])
+    return [
+        [
+            ((kd * kernel[1] + kh) * kernel[2] + kw, od, oh, ow)
+            for kd, od in rows_d
+            for kh, oh in rows_h
+            for kw, ow in rows_w
+        ]
+        for rows_d in lists[0]
+        for rows_h in lists[1]
+        for rows_w in lists[2]
+    ]
+
+
+# -- the choice ------------------------------------------------------------------------------------------------------------
+
+
+def rejects(problem: Problem, target: Target) -> str | None:
+    """Why this kernel cannot run the problem, or None."""
+    spec = problem.spec
+    if not spec.transposed:
+        return "a convolution gathers, it does not scatter"
+    if spec.padding_mode != "zeros":
+        return f"padding_mode {spec.padding_mode} is folded outside the kernel"
+    if prod(problem.input_size) > MOST_POSITIONS:
+        return f"{prod(problem.input_size)} positions an image: the patches would leave the cache"
+    return None
+
+
+@lru_cache(maxsize=512)
+def _choose_tile(element: str, target: Target, rows: int) -> Tile:
+    """The tile of a layer, for the fewest cycles over its rows."""
+    offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
+    return min(offered, key=lambda t: ceil(rows / t.rows) * microkernel.step_cycles(t) / t.width)
+
+
+@lru_cache(maxsize=512)
+def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+    """Images a block as the cache holds, output channels in chunks whose patches fit beside them."""
+    spec, item = problem.spec, problem.itemsize
+    c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
+    tile = _choose_tile(ELEMENTS[problem.dtype], target, m * taps)
+    positions, out_positions = prod(problem.input_size), prod(a.positions for a in band(problem).axes)
+    phases = prod(spec.stride)
+    images = max(1, int(target.l2 * 0.4 / (c * positions * item)))
+    images = max(images, ceil(2 * tile.width / positions))
+    images = min(images, max(1, ceil(problem.batch * spec.groups / threads)), problem.batch)
+    block_count = ceil(problem.batch / images)
+    images = ceil(problem.batch / block_count)
+    width = images * positions
+    patch_pitch = _round_up(width + tile.lanes, 16)
+    scratch_pitch = _round_up(images * out_positions, tile.lanes) + tile.lanes
+    room = target.l2 * 0.35 / ((taps * patch_pitch + phases * scratch_pitch) * item)
+    chunk = max(1, min(m, int(room)))
+    least = ceil(4 * threads / (block_count * spec.groups))
+    chunk = max(1, min(chunk, ceil(m / min(m, least))))
+    best = min(range(max(1, chunk // 2), chunk + 1), key=lambda n: ceil(m / n) * ceil(n * taps / tile.rows))
+    chunk, chunks = best, ceil(m / best)
+    tile_blocks = ceil(chunk * taps / tile.rows)
+    splits = 1
+    if block_count * spec.groups < 4 * threads and chunks > 1:
+        splits = min(chunks, least)
+        splits = ceil(chunks / ceil(chunks / splits))
+    x_pitch = _round_up(width + 2 * tile.lanes, 16)
+    if x_pitch * item % 1024 == 0:
+        x_pitch += 16
+    d, h, _ = band(problem).axes
+    rows = images * d.positions * h.positions * d.out_step * h.out_step
+    return Blocking(
+        tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
+        splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch,
+        table_bytes=_round_up((rows + 1) * store.ENTRY * 8, 64),
+        scratch_bytes=_round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
+        patch_bytes=_round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),
+        x_bytes=_round_up((c * x_pitch + 2 * tile.width) * item, 64),
+    )  # fmt: skip
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def pack_weight(problem: Problem, how: Blocking, weight: NDArray[Any]) -> NDArray[Any]:
+    """Per group [chunk][block][channel][row]; a row is an (output channel, tap) pair."""
+    spec = problem.spec
+    g, c, m, taps = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
+    rows = how.tile.rows
+    padded = np.zeros((g, how.chunks * how.chunk * taps, c), weight.dtype)
+    padded[:, : m * taps] = weight.reshape(g, c, m * taps).swapaxes(1, 2)
+    packed = np.zeros((g, how.chunks, how.tile_blocks * rows, c), weight.dtype)
+    packed[:, :, : how.chunk * taps] = padded.reshape(g, how.chunks, how.chunk * taps, c)
+    return np.ascontiguousarray(packed.reshape(g, how.chunks, how.tile_blocks, rows, c).swapaxes(-1, -2))
+
+
+def packing(problem: Problem, how: Blocking) -> object:
+    """What the packed weight's layout depends on besides the layer."""
+    return (how.tile.rows, how.chunk)
+
+
+# -- run-time numbers --------------------------------------------------------------------------------------------------
+
+
+def bind(problem: Problem, how: Blocking) -> jobs.Bound:
+    """The job's numbers and tables for these sizes."""
+    spec, shape = problem.spec, band(problem)
+    d, h, w = shape.axes
+    c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
+    image_in, image_out = prod(problem.input_size), prod(problem.output_size)
+    fold = _fold(problem)
+    starts = np.cumsum([0] + [len(row) for row in fold])
+    phases = [(len(row), int(start)) for row, start in zip(fold, starts, strict=False)]
+    phase_rows = [(number * how.chunk, 1) for number in range(len(fold))]
+    slots = {
+        "x_image": spec.in_channels * image_in, "x_channel": image_in, "x_d": h.size * w.size, "x_h": w.size,
+        "size_d": d.size, "size_h": h.size, "size_w": w.size, "step_d": 1, "step_h": 1,
+        "origin_d": 0, "origin_h": 0, "origin_w": 0, "pitch_d": d.size, "pitch_h": h.size, "pitch_w": w.size,
+        "batch": problem.batch, "planes_d": 1, "planes_h": 1, "lead": 0, "plane_pitch": how.x_pitch,
+        "channel_pitch": how.x_pitch, "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
+        "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step, "crop_d": 0, "crop_h": 0, "crop_w": 0,
+        "positions_w": w.positions, "rows_d": d.positions, "rows_h": h.positions, "rows_w": w.positions,
+        "y_image": spec.out_channels * image_out, "y_channel": image_out, "scratch_pitch": how.scratch_pitch,
+        "phase_count": len(fold), "images_a_block": how.images, "block_count": how.block_count, "splits": how.splits,
+        "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
+        "tile_blocks": how.tile_blocks, "channels_in": c, "channels_out": m, "channels_step": taps,
+        "weight_group": how.chunks * how.tile_blocks * how.tile.rows * c, "x_group": c * image_in, "tap_count": taps,
+        "positions": image_in, "image_positions": d.positions * h.positions * w.positions,
+        "x_pitch": how.x_pitch, "patch_pitch": how.patch_pitch,
+        "table_bytes": how.table_bytes, "scratch_bytes": how.scratch_bytes, "patch_bytes": how.patch_bytes,
+        "workspace_bytes": how.workspace_bytes,
+    }  # fmt: skip
+    tables = {
+        "taps": np.zeros((1, 2), np.int64),
+        "fold_phases": np.array(phases, np.int64),
+        "fold_taps": np.array([tap for row in fold for tap in row] or [(0, 0, 0, 0)], np.int64),
+        "phase_rows": np.array(phase_rows, np.int64),
+    }
+    return jobs.Bound(slots, tables, tasks(problem, how))
+
+
+# -- code --------------------------------------------------------------------------------------------------------------
+
+
+def code_name(problem: Problem, how: Blocking, target: Target) -> str:
+    """The kernel's symbol, which decodes itself."""
+    return f"convt_f{problem.itemsize * 8}_{NAME}_{how.tile}_{target.name}"
+
+
+def code_parameters(problem: Problem, how: Blocking) -> str:
+    """Everything that the emitted code depends on."""
+    step = problem.spec.stride[-1]
+    return f"{how.tile!r} out {step if step <= how.tile.lanes else 0} {problem.spec.activation!r}"
+
+
+def _emit_fold(tile: Tile) -> Function:
+    """`fold(job, patches, scratch, channels, images)`: each phase's sum over its taps, for every output position."""
+    f = Function(
+        "fold",
+        [("job", "ptr"), ("patches", "ptr"), ("scratch", "ptr"), ("channels", "i64"), ("images", "i64")],
+        attributes="internal noinline nounwind",
+    )
+    job, patches, scratch, channels, images = f.arguments
+    patches, scratch = patches.of(tile.element), scratch.of(tile.element)
+    names = (
+        "phase_count", "tap_count", "patch_pitch", "scratch_pitch", "chunk", "rows_d", "rows_h", "rows_w", "size_d",
+        "size_h", "size_w", "positions", "image_positions",
+    )  # fmt: skip
+    s = {n: SLOTS.read(f, job, n) for n in names}
+    phases, taps = SLOTS.pointer(f, job, "fold_phases", "i64"), SLOTS.pointer(f, job, "fold_taps", "i64")
+    zero = f.splat(0.0, tile.type) if tile.lanes == 1 else Value(f, "zeroinitializer", tile.type)
+    with f.loop(0, s["phase_count"], name="phase") as phase, f.loop(0, channels, name="m") as m:
+        count, first = f.load("i64", phases[phase * 2]), f.load("i64", phases[phase * 2 + 1])
+        line = scratch[(phase * s["chunk"] + m) * s["scratch_pitch"]]
+        patch = patches[m * s["tap_count"] * s["patch_pitch"]]
+        with f.loop(0, images, name="n") as n, f.loop(0, s["rows_d"], name="d") as d, f.loop(0, s["rows_h"], name="h") as h:
+            out = line[n * s["image_positions"] + (d * s["rows_h"] + h) * s["rows_w"]]
+            with f.loop(0, s["rows_w"], tile.lanes, name="w") as w:
+                sums = Carry([zero])
+                with f.loop(first, first + count, name="t", carry=sums) as t:
+                    entry = taps[t * FOLD]
+                    number, od, oh, ow = (f.load("i64", entry[i]) for i in range(FOLD))
+                    there = f.compare("ult", d + od, s["size_d"]) & f.compare("ult", h + oh, s["size_h"])
+                    row = ((n * s["size_d"] + d + od) * s["size_h"] + h + oh) * s["size_w"]
+                    at = patch[number * s["patch_pitch"] + row + w + ow]
+                    mask = f.lanes_between(w + ow, 0, f.select(there, s["size_w"], 0), tile.lanes)
+                    sums.next = [f.fadd(sums.values[0], f.masked_load(tile.type, at, mask))]
+                f.store(sums.results[0], out[w])
+    return f
+
+
+def emit(problem: Problem, how: Blocking) -> str:
+    """The module's IR text; its entry is `entry(job)`."""
+    tile, step = how.tile, problem.spec.stride[-1]
+    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, 1, 1), SLOTS)
+    do_rows = store.emit_rows(SLOTS)
+    finish = store.Store(tile.element, tile.lanes, step if step <= tile.lanes else 0, problem.spec.activation)
+    do_store = store.emit(finish, SLOTS)
+    do_tile, do_narrow = microkernel.emit(tile), microkernel.emit(replace(tile, vectors=1), "narrow")
+    do_fold = _emit_fold(tile)
+
+    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
+        position, rest = number % s["block_count"], number // s["block_count"]
+        split, group = rest % s["splits"], rest // s["splits"]
+        image = position * s["images_a_block"]
+        images = f.minimum(s["batch"] - image, s["images_a_block"])
+        table, at = workspace, s["table_bytes"]
+        scratch = workspace[at].of(tile.element)
+        patches = workspace[at + s["scratch_bytes"]].of(tile.element)
+        stored = workspace[at + s["scratch_bytes"] + s["patch_bytes"]].of(tile.element)
+        x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
+        y = SLOTS.pointer(f, job, "y", tile.element)
+        weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
+        low, width = image * s["positions"], images * s["positions"]
+        f.call(do_pack, [job, x, stored, low, low + width, s["channels_in"]])
+        out_low = image * s["image_positions"]
+        count = f.call(do_rows, [job, table, out_low, out_low + images * s["image_positions"]])
+        first = split * s["chunks_a_split"]
+        with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
+            _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, (do_tile, do_narrow))
+            channel = ic * s["chunk"]
+            number_out = group * s["channels_out"] + channel
+            several = f.minimum(s["channels_out"] - channel, s["chunk"])
+            f.call(do_fold, [job, patches, scratch, several, images])
+            f.call(do_store, [job, table, count, scratch, y[number_out * s["y_channel"]], number_out, several])
+
+    entry = jobs.emit_entry("entry", SLOTS, task)
+    return module([do_tile, do_narrow, do_pack, do_rows, do_store, do_fold, entry])
+
+
+_TASK_SLOTS = (
+    "block_count", "splits", "images_a_block", "batch", "table_bytes", "scratch_bytes", "patch_bytes", "x_group",
+    "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split", "chunks", "chunk", "channels_out",
+    "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
+)  # fmt: skip
+
+
+def _emit_gemm(
+    f: Function,
+    job: Value,
+    s: dict[str, Value],
+    ic: Value,
+    weight: Value,
+    stored: Value,
+    patches: Value,
+    width: Value,
+    tile: Tile,
+    do_tiles: tuple[Function, Function],
+) -> None:
+    """The patches of one chunk of output channels: wide tiles, then narrow ones."""
+    taps = SLOTS.pointer(f, job, "taps", "i64")
+    whole = width // tile.width * tile.width
+    with f.loop(0, s["tile_blocks"], name="ir") as ir:
+        left = weight[(ic * s["tile_blocks"] + ir) * tile.rows * s["channels_in"]]
+        row = patches[ir * tile.rows * s["patch_pitch"]]
+        ends = ((f.value(0), whole, tile.width, do_tiles[0]), (whole, width, tile.lanes, do_tiles[1]))
+        for start, stop, step, do in ends:
+            with f.loop(start, stop, step, name="jr") as jr:
+                f.call(do, [left, stored[jr], taps, 1, s["channels_in"], s["x_pitch"], row[jr], s["patch_pitch"]])
+
+
+# -- what a plan says ----------------------------------------------------------------------------------------------------
+
+
+def tasks(problem: Problem, how: Blocking) -> int:
+    """Independent pieces of work."""
+    return how.block_count * problem.spec.groups * how.splits
+
+
+def macs(problem: Problem, how: Blocking) -> int:
+    """Multiply-adds done, padding of tiles included."""
+    spec, lanes = problem.spec, how.tile.lanes
+    columns = how.block_count * _round_up(how.images * prod(problem.input_size), lanes)
+    rows = how.chunks * how.tile_blocks * how.tile.rows
+    return rows * columns * (spec.in_channels // spec.groups) * spec.groups
+
+
+def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
+    """Estimated seconds: the GEMM, the folding row by row, the rows stored, the weights read once a block."""
+    spec, tile = problem.spec, how.tile
+    d, h, w = band(problem).axes
+    taps = prod(spec.kernel_size)
+    gemm = macs(problem, how) / (tile.rows * tile.width) * microkernel.step_cycles(tile)
+    rows = problem.batch * spec.out_channels * d.positions * h.positions * ceil(w.positions / tile.lanes)
+    fold = rows * taps * 8.0 + rows * prod(spec.stride) * 10.0
+    stored = store.cycles(problem.batch * spec.out_channels, (d, h, w), tile.lanes)
+    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
+    streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
+    parallel = min(threads, tasks(problem, how))
+    return ((gemm + fold + stored) / target.hertz + moved / 10e9 + streamed / 12e9) / parallel + 5e-6
+
+
+def describe(problem: Problem, how: Blocking) -> str:
+    """The kernel's way with the problem, in a few words."""
+    return f"patches of {prod(problem.spec.kernel_size)} taps, {how.images} images x {how.chunk} channels at a time"
