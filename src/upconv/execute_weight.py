@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from upconv.spec import ConvSpec, Problem
 
 _SMALL = 4_000_000
 """Flops below which one thread is as fast as several."""
+_PLACES = tuple(weight_grad.SLOTS.index[name] for name in ("x", "g", "w", "counters", "workspace", "partial"))
 
 
 class _Prepared:
@@ -30,92 +31,111 @@ class _Prepared:
         code = jit.get(name, weight_grad.code_parameters(how), ("entry",), lambda: weight_grad.emit(how), target)
         self.address, self.how, self.target = code["entry"], how, target
         bound = weight_grad.bind(problem, how)
-        self.offsets, self.counters = bound.tables["offsets"], len(bound.tables["counters"])
+        self.offsets = bound.tables["offsets"]
         self.threads = min(count, bound.tasks)
         self.numbers = np.zeros(_round_up(len(weight_grad.SLOTS.names) * 8), np.uint8).view(np.int64)
         for slot, value in {**bound.slots, "offsets": self.offsets.ctypes.data}.items():
             self.numbers[weight_grad.SLOTS.index[slot]] = value
         self.numbers[jobs.TASKS] = bound.tasks
+        self.address_of_numbers = self.numbers.ctypes.data
+        self.shape = problem.spec.weight_shape
+        sizes = (
+            self.numbers.nbytes,
+            _round_up(bound.tables["counters"].nbytes),
+            self.how.workspace_bytes * self.threads,
+            self.how.partial_bytes,
+        )
+        self.sizes = (*sizes, sum(sizes) + 64)
 
-    def run(self, x: NDArray[Any], g: NDArray[Any], out: NDArray[Any]) -> None:
-        """The gradient into `out`. Every call has a job, counters and workspace of its own, one after another."""
-        sizes = [self.numbers.nbytes, _round_up(self.counters * 8), self.how.workspace_bytes * self.threads, self.how.partial_bytes]
-        room = memory.empty((sum(sizes) + 64,), np.uint8)
+    def run(self, x: NDArray[Any], g: NDArray[Any]) -> NDArray[Any]:
+        """The gradient. Every call has a job, counters and workspace of its own, one after another."""
+        x, g, out = np.ascontiguousarray(x), np.ascontiguousarray(g), memory.empty(self.shape, x.dtype)
+        room = memory.empty((self.sizes[4],), np.uint8)
         job = _round_up(room.ctypes.data)
-        ctypes.memmove(job, self.numbers.ctypes.data, sizes[0])
-        ctypes.memset(job + sizes[0], 0, sizes[1])
+        counters = job + self.sizes[0]
+        workspace = counters + self.sizes[1]
+        ctypes.memmove(job, self.address_of_numbers, self.sizes[0])
+        ctypes.memset(counters, 0, self.sizes[1])
         slots = (ctypes.c_int64 * len(self.numbers)).from_address(job)
-        workspace = job + sizes[0] + sizes[1]
-        addresses = {
-            "x": x.ctypes.data,
-            "g": g.ctypes.data,
-            "w": out.ctypes.data,
-            "counters": job + sizes[0],
-            "workspace": workspace,
-            "partial": workspace + sizes[2],
-        }
-        for name, address in addresses.items():
-            slots[weight_grad.SLOTS.index[name]] = address
+        addresses = (x.ctypes.data, g.ctypes.data, out.ctypes.data, counters, workspace, workspace + self.sizes[2])
+        for place, address in zip(_PLACES, addresses, strict=True):
+            slots[place] = address
         threads.run(self.address, job, self.threads, self.target)
+        return out
 
 
 def _round_up(size: int) -> int:
     return -(-size // 64) * 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What is done round the kernel: the convolution whose weight it is, whose x is padded first, or which is mirrored."""
+
+    conv: ConvSpec
+    pad_first: bool
+    mirrored: bool
+    prepared: _Prepared
+
+
 @lru_cache(maxsize=256)
-def _prepare(problem: Problem, target: Target, count: int) -> _Prepared:
-    return _Prepared(problem, target, count)
+def _route(spec: ConvSpec, x_shape: tuple[int, ...], grad_shape: tuple[int, ...], dtype: str, count: int, target: Target) -> _Route:
+    if spec.transposed:  # the dual convolution has this weight, reads grad_output and is answered by x
+        spec, x_shape, grad_shape = dual(spec, x_shape[2:]), grad_shape, x_shape
+    conv = core = replace(spec, activation=None)
+    size = x_shape[2:]
+    pad_first = spec.padding_mode != "zeros"
+    if pad_first:
+        core = replace(core, padding=((0, 0),) * spec.rank, padding_mode="zeros")
+        size = tuple(n + lo + hi for n, (lo, hi) in zip(size, spec.padding, strict=True))
+    problem = Problem(core, x_shape[0], size, grad_shape[2:], dtype)
+    mirrored = _better_mirrored(core, problem.itemsize, target)
+    if mirrored:
+        problem = Problem(_mirror(core), x_shape[0], grad_shape[2:], size, dtype)
+    return _Route(conv, pad_first, mirrored, _Prepared(problem, target, 1 if problem.flops < _SMALL else count))
 
 
 def gradient(spec: ConvSpec, x: NDArray[Any], grad_output: NDArray[Any], target: Target | None) -> NDArray[Any]:
     """The gradient for the weight, in the weight's shape; the reference computes it where no code can be made."""
-    if spec.transposed:  # the dual convolution has this weight, reads grad_output and is answered by x
-        return gradient(dual(spec, x.shape[2:]), grad_output, x, target)
     if target is None or grad_output.size == 0 or x.size == 0:
         return reference.weight_gradient(spec, x, grad_output)
-    spec = replace(spec, activation=None)
-    if spec.padding_mode != "zeros":
-        x = reference.pad(x, spec.padding, spec.padding_mode)
-        spec = replace(spec, padding=((0, 0),) * spec.rank, padding_mode="zeros")
-    if _better_mirrored(spec, x.dtype.itemsize, target):
-        mirror = replace(
-            spec,
-            in_channels=spec.out_channels,
-            out_channels=spec.in_channels,
-            padding=tuple(
-                (d * (k - 1) - lo, d * (k - 1) - hi)
-                for d, k, (lo, hi) in zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
-            ),
-        )
-        return _mirrored(gradient(mirror, grad_output, x, target), spec)
-    problem = Problem(spec, x.shape[0], x.shape[2:], grad_output.shape[2:], x.dtype.name)
-    count = 1 if problem.flops < _SMALL else threads.get_num_threads()
-    x, grad_output = np.ascontiguousarray(x), np.ascontiguousarray(grad_output)
-    out = memory.empty(spec.weight_shape, x.dtype)
-    _prepare(problem, target, count).run(x, grad_output, out)
-    return out
+    route = _route(spec, x.shape, grad_output.shape, x.dtype.name, threads.get_num_threads(), target)
+    if spec.transposed:
+        x, grad_output = grad_output, x
+    if route.pad_first:
+        x = reference.pad(x, route.conv.padding, route.conv.padding_mode)
+    if route.mirrored:
+        return _unmirrored(route.prepared.run(grad_output, x), route.conv)
+    return route.prepared.run(x, grad_output)
+
+
+def _mirror(spec: ConvSpec) -> ConvSpec:
+    """With stride 1, x[o + d*k - p] met by grad[o] is grad[i + d*(K-1-k) - p'] met by x[i], where p' = d*(K-1) - p.
+
+    So the mirrored kernel's gradient is that of this layer, which reads grad_output and is answered by x.
+    """
+    padding = zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
+    return replace(
+        spec,
+        in_channels=spec.out_channels,
+        out_channels=spec.in_channels,
+        padding=tuple((d * (k - 1) - lo, d * (k - 1) - hi) for d, k, (lo, hi) in padding),
+    )
 
 
 def _better_mirrored(spec: ConvSpec, itemsize: int, target: Target) -> bool:
-    """Whether the input's channels fill the lanes better than the output's, and the two may change places.
-
-    With stride 1, x[o + d*k - p] met by grad[o] is grad[i + d*(K-1-k) - p'] met by x[i], p' = d*(K-1) - p: the mirrored
-    kernel's gradient, of a layer that reads grad_output and is answered by x.
-    """
+    """Whether the input's channels fill the lanes better than the output's, and the two may change places."""
     lanes = target.lanes(itemsize)
     few, many = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-    whole = all(
-        lo <= d * (k - 1) and hi <= d * (k - 1)
-        for d, k, (lo, hi) in zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
-    )
-    return whole and set(spec.stride) == {1} and few / (-(-few // lanes)) * 1.5 < many / (-(-many // lanes))
+    fits = zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
+    allowed = set(spec.stride) == {1} and all(max(edges) <= d * (k - 1) for d, k, edges in fits)
+    return allowed and 1.5 * few / -(-few // lanes) < many / -(-many // lanes)
 
 
-def _mirrored(found: NDArray[Any], spec: ConvSpec) -> NDArray[Any]:
+def _unmirrored(found: NDArray[Any], spec: ConvSpec) -> NDArray[Any]:
     """The mirrored layer's gradient, (in_channels, out_channels/groups, *kernel) reversed, as the layer's own."""
-    g, kernel = spec.groups, spec.kernel_size
-    split = found.reshape(g, spec.in_channels // g, spec.out_channels // g, *kernel)
+    g = spec.groups
+    split = found.reshape(g, spec.in_channels // g, spec.out_channels // g, *spec.kernel_size)
     own = np.flip(split.swapaxes(1, 2), tuple(range(3, 3 + spec.rank)))
     return np.ascontiguousarray(own).reshape(spec.weight_shape)
 
