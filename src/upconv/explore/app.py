@@ -30,9 +30,7 @@ def _(Settings, SpecError, mo):
         start, wrong_query = Settings.read(mo.query_params().to_dict()), ""
     except SpecError as error:
         start, wrong_query = Settings(), str(error)
-    kept: dict[
-        str, object
-    ] = {}  # what has been set so far, so that controls made anew for another rank begin where the old ones were
+    kept = {}  # what has been set so far, so that controls made anew for another rank begin where the old ones were
     return kept, start, wrong_query
 
 
@@ -60,7 +58,7 @@ def _(PADDING_MODES, mo, start):
         full_width=True,
     )
     channels = {
-        name: mo.ui.number(start=0, step=1, value=getattr(start, name), label=name, full_width=True)
+        name: mo.ui.number(start=0, step=1, value=getattr(start, name), full_width=True)
         for name in ("in_channels", "out_channels", "groups")
     }
     in_channels, out_channels, groups = channels.values()
@@ -70,7 +68,7 @@ def _(PADDING_MODES, mo, start):
 @app.cell
 def _(DIMENSIONS, direction, each, ends, kept, mo, page, rank, start):
     names = DIMENSIONS[rank.value] if each.value else ("",)
-    fields = mo.ui.dictionary(page.fields(mo, names, start, kept, direction.value, ends.value))
+    fields = page.fields(mo, names, start, kept, direction.value, ends.value)
     return fields, names
 
 
@@ -86,9 +84,9 @@ def _(direction, each, ends, fields, groups, in_channels, mo, mode, names, out_c
             *page.arranged(mo, fields, names),
             mode,
             page.bold(mo, "channels"),
-            in_channels,
-            out_channels,
-            groups,
+            page.labelled(mo, in_channels, "in_channels"),
+            page.labelled(mo, out_channels, "out_channels"),
+            page.labelled(mo, groups, "groups"),
         ],
         width="22rem",
     )
@@ -143,7 +141,7 @@ def _(FRAMEWORKS, code, found, mo, page, phase_rows, round_trip, settings, verdi
 def _(found, mo):
     mo.stop(found is None)
     upload = mo.ui.file(filetypes=[".png", ".jpg", ".jpeg"], kind="button", label="Upload a PNG or JPEG", max_size=30_000_000)
-    seed = mo.ui.number(start=0, step=1, value=0, label="seed of random weights")
+    seed = mo.ui.number(start=0, step=1, value=0)
     zoom = mo.ui.slider(1, 8, value=4, step=1, label="zoom", show_value=True)
     return seed, upload, zoom
 
@@ -154,7 +152,7 @@ def _(found, mo, page, seed, upload, zoom):
     mo.vstack(
         [
             mo.md("## A picture through this layer"),
-            mo.hstack([upload, seed, zoom], justify="start", gap=2, wrap=True),
+            mo.hstack([upload, page.labelled(mo, seed, "seed of the random weights"), zoom], justify="start", gap=2, wrap=True),
             mo.Html(page.enlargements(upload.contents(), found.spec, int(seed.value or 0), zoom.value)),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -10,13 +11,11 @@ from upconv.explore import picture
 from upconv.explore.settings import PER_DIMENSION, Settings
 from upconv.spec import ConvSpec, SpecError, times
 
-LABELS = {"size": "input size"}
+LABEL = re.compile("data-label='[^']*'")
 
 
-def fields(
-    mo: Any, dimensions: tuple[str, ...], start: Settings, kept: dict[str, Any], transposed: bool, ends: bool
-) -> dict[str, Any]:
-    """A number field for every setting and dimension, keyed "stride 0", "padding 0" and "padding after 0".
+def fields(mo: Any, dimensions: tuple[str, ...], start: Settings, kept: dict[str, Any], transposed: bool, ends: bool) -> Any:
+    """Number fields for every setting, a dictionary of marimo's keyed "stride 0", "padding 0" and "padding after 0".
 
     `kept` holds what was typed so far, by the same keys, and goes on holding it.
     """
@@ -25,33 +24,31 @@ def fields(
         if name == "output_padding" and not transposed:
             continue
         for part in ("", " after") if name == "padding" and ends else ("",):
-            for d, dimension in enumerate(dimensions):
+            for d in range(len(dimensions)):
                 key = f"{name}{part} {d}"
                 first = getattr(start, name)[min(d, start.rank - 1)]
                 first = first[part == " after"] if name == "padding" else first
-                value = kept.get(key, kept.get(f"{name}{part} 0", kept.get(f"{name} {d}", first)))
-                words = LABELS.get(name, name) + (" before" if name == "padding" and ends and not part else part)
-                label = dimension and f'<span class="sr-only">{words}, </span>{dimension}'
+                value = kept.setdefault(key, kept.get(f"{name}{part} 0", kept.get(f"{name} {d}", first)))
                 made[key] = mo.ui.number(
-                    start=0, step=1, value=value, label=label or words, full_width=True,
-                    on_change=lambda new, key=key: kept.__setitem__(key, new),
-                )  # fmt: skip
-    return made
+                    start=0, step=1, value=value, full_width=True, on_change=lambda new, key=key: kept.__setitem__(key, new)
+                )
+    return mo.ui.dictionary(made)
 
 
 def arranged(mo: Any, made: Any, dimensions: tuple[str, ...]) -> list[Any]:
-    """The fields for the sidebar: one a line, or a line of dimensions under the setting's name."""
-    if dimensions == ("",):
-        return list(made.elements.values())
+    """The fields for the sidebar, a line a setting, each with its label."""
+    apart = any(key.startswith("padding after") for key in made.elements)
     rows: dict[str, list[Any]] = {}
     for key, element in made.elements.items():
-        rows.setdefault(key.rpartition(" ")[0], []).append(element)
-    apart = "padding after" in rows
-    shown = []
-    for name, row in rows.items():
-        words = "padding before" if apart and name == "padding" else LABELS.get(name, name)
-        shown.append(mo.vstack([bold(mo, words), mo.hstack(row, widths="equal", gap=0.5)], gap=0))
-    return shown
+        name, _, d = key.rpartition(" ")
+        words = {"size": "input size", "padding": "padding before" if apart else "padding"}.get(name, name)
+        rows.setdefault(name, []).append(labelled(mo, element, f"{words} {dimensions[int(d)]}".strip()))
+    return [mo.hstack(row, widths="equal", gap=0.5, align="end") for row in rows.values()]
+
+
+def labelled(mo: Any, element: Any, words: str) -> Any:
+    """A marimo element with a label of plain text: its own is markup, which its fields hand on to screen readers as it is."""
+    return mo.Html(LABEL.sub(f"data-label='&quot;{escape(words)}&quot;'", element.text, count=1))
 
 
 def bold(mo: Any, words: str) -> Any:

@@ -62,7 +62,7 @@ def read(content: bytes) -> NDArray[np.float32]:
     ground = Image.new("RGBA", rgba.size, "white")
     ground.alpha_composite(rgba)
     ground.thumbnail((LONGEST, LONGEST))
-    return np.asarray(ground.convert("RGB"), np.float32) / 255
+    return np.asarray(ground.convert("RGB"), np.float32) / np.float32(255)
 
 
 def weights_of(spec: ConvSpec, kind: str, seed: int) -> NDArray[np.float32]:

@@ -89,12 +89,11 @@ def serve(host: str = "127.0.0.1", port: int = PORT, *, browser: bool = True, qu
     uvicorn = import_module("uvicorn")
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{held.getsockname()[1]}/" + (f"?{query}" if query else "")
-    print(f"upconv explore: {address} (stop with Ctrl+C)", flush=True)
-    if browser:
-        webbrowser.open(address)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     try:
-        uvicorn.Server(config).run(sockets=[held])
+        print(f"upconv explore: {address} (stop with Ctrl+C)", flush=True)
+        if browser:
+            webbrowser.open(address)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[held])
     except KeyboardInterrupt:
         pass
     finally:
