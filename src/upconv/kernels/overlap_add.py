@@ -383,6 +383,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     stored = store.cycles(problem.batch * spec.out_channels, (d, h, w), tile.lanes)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
+    if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache
+        streamed += how.block_count * how.chunks * spec.groups * how.x_bytes
     parallel = min(threads, tasks(problem, how))
     return ((gemm + fold + stored) / target.hertz + moved / 10e9 + streamed / 12e9) / parallel + 5e-6
 
