@@ -19,6 +19,20 @@ CANDIDATES: tuple[Any, ...] = (direct, winograd, overlap_add)
 
 
 @dataclass(frozen=True, slots=True)
+class Advice:
+    """What measuring has shown: the kernel to take, on how many threads, and seconds of every kernel measured."""
+
+    kernel: str
+    threads: int
+    seconds: tuple[tuple[str, float], ...]
+
+    def against(self, other: str) -> str | None:
+        """Why not another kernel, where it was measured."""
+        times = dict(self.seconds)
+        return f"{times[other] / times[self.kernel]:.1f}x the measured time" if other in times else None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The chosen kernel for a problem, and the reasons. `print(plan)` explains it."""
 
@@ -69,8 +83,11 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def make(problem: Problem, target: Target | None, threads: int) -> Plan:
-    """The plan of a problem on a target; a target of None means a machine without a JIT."""
+def make(problem: Problem, target: Target | None, threads: int, advice: Advice | None = None) -> Plan:
+    """The plan of a problem on a target; a target of None means a machine without a JIT.
+
+    `advice` overrules the estimates where it names a kernel that takes the problem.
+    """
     if target is None:
         reason = "no code can be made on this machine"
         return Plan(problem, Target("none", "", "", "", 0, 0, 0, 0, False), 1, "reference", "reference", reason, None, ())
@@ -88,12 +105,19 @@ def make(problem: Problem, target: Target | None, threads: int) -> Plan:
     if not offers:
         note = "no compiled kernel takes this problem"
         return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))
-    offers.sort(key=lambda offer: offer[0])
+    if advice is not None and all(advice.kernel != k.NAME for _, k, _ in offers):
+        advice = None
+    offers.sort(key=lambda offer: (advice is not None and offer[1].NAME != advice.kernel, offer[0]))
     best, kernel, how = offers[0]
-    rejected += [(k.NAME, f"{cost / best:.1f}x the estimated time") for cost, k, _ in offers[1:]]
-    used = 1 if best < 25e-6 else min(threads, kernel.tasks(problem, how))
-    name = kernel.code_name(problem, how, target)
-    return Plan(problem, target, used, kernel.NAME, name, kernel.describe(problem, how), how, tuple(rejected))
+    for cost, k, _ in offers[1:]:
+        measured = None if advice is None else advice.against(k.NAME)
+        rejected.append((k.NAME, measured or f"{cost / best:.1f}x the estimated time"))
+    few = best < 25e-6 if advice is None else advice.threads == 1
+    used = 1 if few else min(threads, kernel.tasks(problem, how))
+    name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
+    if advice is not None:
+        note += "; chosen by wisdom: measured on this processor"
+    return Plan(problem, target, used, kernel.NAME, name, note, how, tuple(rejected))
 
 
 def _flops(value: float) -> str:
