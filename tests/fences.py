@@ -83,8 +83,16 @@ def layers() -> list[dict[str, Any]]:
     for step in (3, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 40):
         add((9,), 5, 3, 2 * step, step, padding=step // 2)
         add((70,), 2, 1, step, step, batch=2)
+    for step in (3, 5, 8, 17):
         add((step * 7 + 1,), 2, 3, step, step, transposed=False)
         add((step * 40 + 3,), 2, 3, 5, step, padding=2, transposed=False)
+    for size in ((1, 1), (2, 3), (7, 5), (16, 17), (13, 40)):
+        add(size, 24, 20, 4, 2, padding=1)
+        add(size, 16, 40, 4, 2, padding=((0, 2), (3, 0)), output_padding=1, batch=2)
+    for length in (1, 5, 48, 49, 200):
+        add((length,), 32, 16, 16, 8, padding=4)
+        add((length,), 16, 24, 9, 3, padding=3)
+        add((length,), 16, 16, 3, 1, padding=1)
     add((1,), 4, 7, 1, 1)
     add((300,), 64, 3, 3, 1, padding=1)
     add((37,), 8, 8, 3, 2, dilation=3, padding=((0, 3),), output_padding=1)
