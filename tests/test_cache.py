@@ -268,6 +268,8 @@ with warnings.catch_warnings(record=True) as seen:
     jit.compile_object = lambda *a: compiled.append(1) or compile_object(*a)
     y = upconv.conv_transpose(np.ones((2, 3, 9), "f4"), np.ones((3, 5, 4), "f4"), stride=2, padding=1)
     right = y.sum() == 2 * 5 * 3 * (9 * 4 - 2)
+    z = upconv.conv_transpose(np.ones((2, 3, 9)), np.ones((3, 5, 3)), stride=3)  # another kernel, another object
+    right = right and (z == 3).all()
 print(bool(right), len(compiled) > 0, [w.category.__name__ for w in seen])
 """
 
