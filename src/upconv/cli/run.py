@@ -78,9 +78,10 @@ def run(
         arguments |= {"output_padding": extra, "output_size": size}
     files.check_writable(output)
     xa, wa, ba = _load(x, weight, bias, dtype)
+    function = upconv.conv if conv else upconv.conv_transpose  # imported here, not within the time
     with working(f"upconv run {x}"):
         start = perf_counter()
-        y = (upconv.conv if conv else upconv.conv_transpose)(xa, wa, ba, **arguments)
+        y = function(xa, wa, ba, **arguments)
         took = perf_counter() - start
         files.write(output, y)
     typer.echo(f"{x} {xa.shape} -> {output} {y.shape} {y.dtype}, {took * 1e3:.1f} ms")
