@@ -176,6 +176,8 @@ def _prepare(spec: ConvSpec, shape: tuple[int, ...], dtype: str) -> Prepared | N
         return found  # type: ignore[return-value]
     problem = Problem(spec, shape[0], shape[2:], spec.output_size(shape[2:]), dtype)
     plan = plans.make(problem, target(), key[3])
+    jit.debug("spec", lambda: repr(problem))
+    jit.debug("plan", lambda: str(plan))
     prepared = None if plan.module is None else Prepared(plan)
     _prepared[key] = prepared
     while len(_prepared) > _MOST_PREPARED:
