@@ -7,13 +7,16 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test lint lint-rules lint-format lint-types lint-floors format clean
+.PHONY: demo test docs lint lint-rules lint-format lint-types lint-floors format clean
 
 demo: $(VENV)/base
 	$(BIN)/upconv demo
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: lint-rules lint-format lint-types lint-floors
 
@@ -34,7 +37,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "upconv needs Python 3.10 or later; this is " + sys.version)'
@@ -45,7 +48,7 @@ $(VENV)/base: $(BIN)/python $(INPUTS)
 	@$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/test $(VENV)/dev: $(VENV)/%: $(BIN)/python $(INPUTS)
+$(VENV)/test $(VENV)/dev $(VENV)/docs: $(VENV)/%: $(BIN)/python $(INPUTS)
 	@echo 'installing upconv[$*] into $(VENV): minutes the first time, for PyTorch'
 	@$(INSTALL) --editable '.[$*]'
 	@touch $@

@@ -176,6 +176,8 @@ class TestInTheBrowser:
         set_number(tab, "kernel depth", 2)
         expect_sizes(tab, "5x5x5 → 8x12x12")
         control(tab, "padding before and after apart").click()
+        control(tab, "padding after width").wait_for()
+        tab.wait_for_timeout(1000)  # new fields are seen a moment before they listen
         set_number(tab, "padding after width", 0)
         expect_sizes(tab, "5x5x5 → 8x12x13")
 
