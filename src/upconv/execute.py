@@ -24,7 +24,7 @@ from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target, host
 from upconv.kernels import job as jobs
-from upconv.kernels import reference
+from upconv.kernels import reference, weights
 from upconv.kernels.fingerprint import fingerprint
 from upconv.shapes.dual import dual
 from upconv.spec import ConvSpec, Problem
@@ -42,7 +42,7 @@ def target() -> Target | None:
 class Prepared:
     """A problem ready to run: its plan, its code, and the job's numbers."""
 
-    __slots__ = ("_bias", "_entry", "_idle", "_kept", "_places", "_tables", "_template", "address", "packing", "plan", "workspace")
+    __slots__ = ("_bias", "_entry", "_idle", "_kept", "_places", "_packer", "_tables", "_template", "address", "packing", "plan", "workspace")
 
     def __init__(self, plan: plans.Plan):
         self.plan = plan
@@ -64,6 +64,7 @@ class Prepared:
         self._template = template
         self._idle: list[_Job] = []
         self._kept: tuple[Any, NDArray[Any]] | None = None
+        self._packer: Packer | None = None
         self.workspace = how.workspace_bytes * plan.threads + 64
         self.packing = (problem.spec, problem.dtype, kernel.NAME, kernel.packing(problem, how))
         self._places = tuple(slots.index[name] for name in ("x", "weight", "bias", "y"))
@@ -82,6 +83,13 @@ class Prepared:
         packed = packed_weight(self, weight)
         self._kept = None if weight.flags.writeable else (weakref.ref(weight), packed)
         return packed
+
+    @property
+    def packer(self) -> Packer:
+        """What packs this problem's weights, made on first use."""
+        if self._packer is None:
+            self._packer = Packer(self.plan)
+        return self._packer
 
     def run(self, x: int, weight: int, bias: int | None, y: int) -> None:
         """Runs the job on the arrays at these addresses."""
@@ -225,14 +233,41 @@ def packed_content(prepared: Prepared, address: int, size: int, weight: Callable
 
 
 def _pack(prepared: Prepared, key: Any, state: Any, weight: NDArray[Any]) -> NDArray[Any]:
-    plan = prepared.plan
-    packed: NDArray[Any] = plan.module.pack_weight(plan.problem, plan.blocking, weight)
+    packed = prepared.packer(weight)
     with _packed_lock:
         _packed[key] = (state, packed)
         _packed.move_to_end(key)
         while sum(p.nbytes for _, p in _packed.values()) > PACKED_BYTES and len(_packed) > 1:
             _packed.popitem(last=False)
     return packed
+
+
+class Packer:
+    """A prepared problem's weight order, and the code that makes it."""
+
+    def __init__(self, plan: plans.Plan):
+        self._layout = plan.module.weight_layout(plan.problem, plan.blocking)
+        self._dtype, self._target = np.dtype(plan.problem.dtype), plan.target
+        self._threads = plan.threads if self._layout.size > 1 << 15 else 1
+        transform = self._layout.transform
+        name = f"weights_f{8 * self._dtype.itemsize}_{transform.rows}_{plan.target.name}"
+        parameters = weights.code_parameters(transform)
+        self._address = jit.get(name, parameters, ("entry",), lambda: weights.emit(transform), plan.target)["entry"]
+        self._bound = self._layout.bind()
+
+    def __call__(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """The packed weight, 64-byte aligned, in memory of its own."""
+        packed = memory.empty((self._layout.size,), self._dtype)
+        slots, index = (ctypes.c_int64 * len(weights.SLOTS.names))(), weights.SLOTS.index
+        for name, value in self._bound.slots.items():
+            slots[index[name]] = value
+        for name, table in self._bound.tables.items():
+            slots[index[name]] = table.ctypes.data
+        slots[jobs.TASKS] = self._bound.tasks
+        slots[index["x"]], slots[index["y"]] = memory.address(weight), memory.address(packed)
+        job = _Job(slots)
+        threads.run(self._address, job.address, self._threads, self._target)
+        return packed
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------

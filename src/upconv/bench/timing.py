@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-PAUSE = 0.004
+PAUSE = 0.02
 COUNTED = 3
 
 

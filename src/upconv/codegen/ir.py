@@ -261,11 +261,15 @@ class Function:
     # -- lanes ---------------------------------------------------------------------------------------------------
 
     def lanes_between(self, first: Int, low: Int, high: Int, lanes: int) -> Value:
-        """A mask of the lanes l with low <= first + l < high."""
-        index = self._op("add", self.splat(self.value(first), vector("i64", lanes)), self.iota(lanes))
-        above = self.compare("sge", index, self.splat(self.value(low), index.type))
-        below = self.compare("slt", index, self.splat(self.value(high), index.type))
-        return self._op("and", above, below)
+        """A mask of the lanes l with low <= first + l < high, where low <= high."""
+        type_ = vector("i32", lanes)
+        iota = Value(self, "<" + ", ".join(f"i32 {i}" for i in range(lanes)) + ">", type_)
+
+        def splat(number: Value) -> Value:
+            return self.splat(self.emit(f"trunc i64 {number.text} to i32", "i32"), type_)
+
+        index = self._op("add", iota, splat(self.value(first) - low))
+        return self.compare("ult", index, splat(self.maximum(self.value(high) - low, 0)))
 
     def masked_load(self, type_: str, address: Value, mask: Value) -> Value:
         """Lanes under the mask from memory, zero elsewhere; masked-off memory is not touched."""
@@ -284,11 +288,10 @@ class Function:
         self.declarations[name] = f"declare void @{name}({value.type}, ptr, {mask.type})"
         self.do(f"call void @{name}({value.type} {value.text}, ptr align {align} {address.text}, {mask.type} {mask.text})")
 
-    def strided_load(self, type_: str, address: Value, stride: Int, mask: Value) -> Value:
-        """Lanes from address, address + stride, ... elements; zero and untouched where the mask is off."""
+    def gather(self, type_: str, base: Value, index: Value, mask: Value) -> Value:
+        """Lanes from base[index], zero and untouched where the mask is off."""
         lanes, element = lanes_of(type_), element_of(type_)
-        steps = self._op("mul", self.iota(lanes), self.splat(self.value(stride), vector("i64", lanes)))
-        pointers = self.emit(f"getelementptr {element}, ptr {address.text}, {steps.type} {steps.text}", f"<{lanes} x ptr>")
+        pointers = self.emit(f"getelementptr {element}, ptr {base.text}, {index.type} {index.text}", f"<{lanes} x ptr>")
         name = f"llvm.masked.gather.{mangled(type_)}.v{lanes}p0"
         self.declarations[name] = f"declare {type_} @{name}(<{lanes} x ptr>, {mask.type}, {type_})"
         return self.emit(
@@ -296,6 +299,12 @@ class Function:
             f"{type_} zeroinitializer)",
             type_,
         )
+
+    def strided_load(self, type_: str, address: Value, stride: Int, mask: Value) -> Value:
+        """Lanes from address, address + stride, ... elements; zero and untouched where the mask is off."""
+        lanes = lanes_of(type_)
+        steps = self._op("mul", self.iota(lanes), self.splat(self.value(stride), vector("i64", lanes)))
+        return self.gather(type_, address, steps, mask)
 
     # -- control ---------------------------------------------------------------------------------------------------
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, inf, prod
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from upconv.codegen.ir import SIZES, Function, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, pack, store
+from upconv.kernels import microkernel, pack, store, weights
 from upconv.kernels.geometry import Band, band
 from upconv.kernels.microkernel import Tile
 from upconv.spec import Problem
@@ -241,31 +239,26 @@ def _choose_block(
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def pack_weight(problem: Problem, how: Blocking, weight: NDArray[Any]) -> NDArray[Any]:
+def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     """Weights in the order the tiles read them: per channel group and phase group [chunk][block][tap][channel][row]."""
-    spec = problem.spec
-    g, c, m = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    spec, rows = problem.spec, how.tile.rows
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     kernel = (1,) * (3 - spec.rank) + spec.kernel_size
-    if spec.transposed:
-        w = weight.reshape(g, c, m, *kernel)
-    else:
-        w = weight.reshape(g, m, c, *kernel).swapaxes(1, 2)
-    parts = []
+    step, channel_step, group_step = weights.strides(spec)
+    sections = []
     for group, blocks in zip(phase_groups(band(problem, how.cropped)), how.tile_blocks, strict=True):
-        taps, phases = len(group.reads), len(group.phases)
-        if not taps:
+        if not group.reads:
             continue
-        index = np.array(group.kernels).reshape(taps * phases, 3)
-        chosen = w[:, :, :, index[:, 0], index[:, 1], index[:, 2]].reshape(g, c, m, taps, phases)
-        packed = np.zeros((g, how.chunks, blocks * how.tile.rows, taps, c), weight.dtype)
-        padded = np.zeros((g, how.chunks * how.chunk, phases, taps, c), weight.dtype)
-        padded[:, :m] = chosen.transpose(0, 2, 4, 3, 1)
-        packed[:, :, : how.chunk * phases] = padded.reshape(g, how.chunks, how.chunk * phases, taps, c)
-        packed = packed.reshape(g, how.chunks, blocks, how.tile.rows, taps, c).transpose(0, 1, 2, 4, 5, 3)
-        parts.append(packed.reshape(g, -1))
-    if not parts:
-        return np.zeros(16, weight.dtype)
-    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+        phases = len(group.phases)
+        places = np.array([[(k[0] * kernel[1] + k[1]) * kernel[2] + k[2] for k in tap] for tap in group.kernels])
+        channel = weights.row_channels(how.chunks, how.chunk, blocks, rows, phases, m)
+        member = (np.arange(blocks * rows) % phases).reshape(blocks, rows)
+        member = np.tile(member, (how.chunks, 1))  # (chunks * blocks, rows)
+        place = places[:, member].swapaxes(0, 1)  # entry tap row
+        offsets = np.where(channel[:, None] >= 0, channel[:, None] * step + place, -1)
+        sections.append(offsets[:, :, None, None, :])
+    transform = weights.Transform(how.tile.element, rows)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, tuple(sections))
 
 
 # -- run-time numbers --------------------------------------------------------------------------------------------------

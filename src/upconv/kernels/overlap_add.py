@@ -11,15 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from upconv.codegen.ir import Carry, Function, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, pack, store
+from upconv.kernels import microkernel, pack, store, weights
 from upconv.kernels.geometry import Axis, Band
 from upconv.kernels.microkernel import Tile
 from upconv.shapes.phase import phase_taps
@@ -178,16 +176,16 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def pack_weight(problem: Problem, how: Blocking, weight: NDArray[Any]) -> NDArray[Any]:
+def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     """Per group [chunk][block][channel][row]; a row is an (output channel, tap) pair."""
-    spec = problem.spec
-    g, c, m, taps = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
-    rows = how.tile.rows
-    padded = np.zeros((g, how.chunks * how.chunk * taps, c), weight.dtype)
-    padded[:, : m * taps] = weight.reshape(g, c, m * taps).swapaxes(1, 2)
-    packed = np.zeros((g, how.chunks, how.tile_blocks * rows, c), weight.dtype)
-    packed[:, :, : how.chunk * taps] = padded.reshape(g, how.chunks, how.chunk * taps, c)
-    return np.ascontiguousarray(packed.reshape(g, how.chunks, how.tile_blocks, rows, c).swapaxes(-1, -2))
+    spec, rows, taps = problem.spec, how.tile.rows, prod(problem.spec.kernel_size)
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    step, channel_step, group_step = weights.strides(spec)
+    channel = weights.row_channels(how.chunks, how.chunk, how.tile_blocks, rows, taps, m)
+    tap = np.tile((np.arange(how.tile_blocks * rows) % taps).reshape(how.tile_blocks, rows), (how.chunks, 1))
+    offsets = np.where(channel >= 0, channel * step + tap, -1)
+    transform = weights.Transform(how.tile.element, rows)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (offsets[:, None, None, None, :],))
 
 
 def packing(problem: Problem, how: Blocking) -> object:

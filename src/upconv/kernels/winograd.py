@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from upconv.codegen.ir import Function, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, pack, store
+from upconv.kernels import microkernel, pack, store, weights
 from upconv.kernels.geometry import Axis, Band
 from upconv.kernels.microkernel import Tile
 from upconv.spec import ConvSpec, Problem
@@ -327,44 +327,36 @@ def _offsets(shape: Band, ways: tuple[Way, Way, Way], planes_in: tuple[int, ...]
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def pack_weight(problem: Problem, how: Blocking, weight: NDArray[Any]) -> NDArray[Any]:
-    """U in the order the tiles read it: [group][point][chunk][block][outer tap][plane][channel][row]."""
-    spec = problem.spec
-    g, c, m = spec.groups, spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    kernel = (1,) * (3 - spec.rank) + spec.kernel_size
-    stride = (1,) * (3 - spec.rank) + spec.stride
-    if spec.transposed:
-        w = weight.reshape(g, c, m, *kernel)
-    else:
-        w = weight.reshape(g, m, c, *kernel).swapaxes(1, 2)
-    whole = [s * way.taps for s, way in zip(stride, how.ways, strict=True)]
-    w = np.pad(w, [(0, 0)] * 3 + [(0, n - k) for n, k in zip(whole, kernel, strict=True)])
-    split = [n for s, way in zip(stride, how.ways, strict=True) for n in (way.taps, s)]
-    w = w.reshape(g, c, m, *split)  # taps and residues of each dimension in turn: k = s*tap + residue
-    if spec.transposed:
-        w = w[:, :, :, ::-1, :, ::-1, :, ::-1, :]  # later taps read earlier inputs
-    for i, way in enumerate(how.ways):
-        if way.transformed:
-            matrix = WEIGHT[way.taps].astype(weight.dtype)
-            w = np.moveaxis(np.tensordot(w, matrix, axes=([3 + 2 * i], [1])), -1, 3 + 2 * i)
-    # g c m (td rd) (uh rh) (uw rw); the outermost taps stay taps
-    residues = prod(stride)
-    w = w.transpose(0, 5, 7, 2, 4, 6, 8, 3, 1)  # g uh uw | m rd rh rw | td c
-    points, taps = how.points, how.ways[0].taps
-    if spec.transposed:
-        u = w.reshape(g, points, m, residues, taps, c)
-        depth = taps * c
-        u = u.reshape(g, points, m, residues, depth)
-    else:
-        u = w.reshape(g, points, m, residues, taps, c).transpose(0, 1, 2, 4, 5, 3).reshape(g, points, m, 1, -1)
-    phases, depth = u.shape[3], u.shape[4]
-    rows = how.tile.rows
-    padded = np.zeros((g, points, how.chunks * how.chunk, phases, depth), weight.dtype)
-    padded[:, :, :m] = u
-    packed = np.zeros((g, points, how.chunks, how.tile_blocks * rows, depth), weight.dtype)
-    packed[:, :, :, : how.chunk * phases] = padded.reshape(g, points, how.chunks, how.chunk * phases, depth)
-    packed = packed.reshape(g, points, how.chunks, how.tile_blocks, rows, depth).swapaxes(-1, -2)
-    return np.ascontiguousarray(packed)
+def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
+    """U in the order the tiles read it: [group][point][chunk][block][outer tap][channel][plane][row]."""
+    spec, rows = problem.spec, how.tile.rows
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
+    out_steps, in_steps = _steps(spec)
+    step, channel_step, group_step = weights.strides(spec)
+    channel = weights.row_channels(how.chunks, how.chunk, how.tile_blocks, rows, prod(out_steps), m)
+    phase = np.unravel_index(np.arange(how.tile_blocks * rows) % prod(out_steps), out_steps)
+    plane = np.unravel_index(np.arange(prod(in_steps)), in_steps)
+    place: Any = 0
+    for i, way in enumerate(how.ways):  # axes: outer tap, plane, window of h, window of w, row
+        tap = np.arange(way.taps)
+        if spec.transposed:  # later taps read earlier inputs
+            tap = tap[::-1]
+        index = stride[i] * tap.reshape([-1 if j == (0, 2, 3)[i] else 1 for j in range(5)])
+        index = index + phase[i] if spec.transposed else index + plane[i].reshape(1, -1, 1, 1, 1)
+        place = np.where((place >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
+    place = np.broadcast_to(place, (*place.shape[:4], how.tile_blocks * rows))
+    place = place.reshape(how.ways[0].taps, len(plane[0]), -1, how.tile_blocks, rows)
+    place = np.tile(place.transpose(3, 0, 1, 2, 4), (how.chunks, 1, 1, 1, 1))  # entry, outer tap, plane, window, row
+    good = (channel[:, None, None, None] >= 0) & (place >= 0)
+    offsets = np.where(good, channel[:, None, None, None] * step + place, -1)
+    matrices = [_rows_of(WEIGHT[way.taps]) if way.transformed else None for way in how.ways[1:]]
+    transform = weights.Transform(how.tile.element, rows, matrices[0], matrices[1])
+    return weights.Layout(transform, spec.groups, c, prod(in_steps), channel_step, group_step, (offsets,))
+
+
+def _rows_of(matrix: NDArray[Any]) -> weights.Matrix:
+    return tuple(tuple(float(v) for v in row) for row in matrix)
 
 
 def packing(problem: Problem, how: Blocking) -> object:
