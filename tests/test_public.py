@@ -48,7 +48,7 @@ def test_all_is_complete() -> None:
     assert dir(upconv) == sorted(upconv.__all__)
 
 
-@pytest.mark.parametrize("name", ["functional", "nn", "shapes", "gradients"])
+@pytest.mark.parametrize("name", ["functional", "nn", "shapes", "gradients", "streaming"])
 def test_all_of_a_module_holds_its_public_names(name: str) -> None:
     module = __import__(f"upconv.{name}", fromlist=["_"])
     public = set(getattr(module, "__all__", upconv.__all__))
@@ -97,14 +97,30 @@ def test_sizes_without_numpy_or_llvmlite() -> None:
 
 
 def test_numpy_alone_is_enough() -> None:
-    """Without llvmlite the reference kernel runs, without a word."""
+    """Without llvmlite the reference kernel runs, without a word; the plan says so."""
     done = python(
-        without("llvmlite", "torch", "PIL", "safetensors")
+        without("llvmlite", "torch", "onnx", "dask", "PIL", "safetensors")
         + "import numpy as np, upconv\n"
-        + "y = upconv.nn.ConvTranspose2d(2, 3, 4, stride=2, seed=0)(np.ones((1, 2, 5, 5), np.float32))\n"
-        + "print(y.shape)"
+        + "x = np.ones((1, 2, 5, 5), np.float32)\n"
+        + "layer = upconv.nn.ConvTranspose2d(2, 3, 4, stride=2, seed=0)\n"
+        + "y = layer(x)\n"
+        + "for _ in range(2): y = layer(x)\n"
+        + "print(y.shape, *(g.shape for g in upconv.conv_transpose_backward(y, x, layer.weight, stride=2)))\n"
+        + "print(upconv.plan(x.shape, layer.weight.shape, stride=2).summary)\n"
+        + "print(upconv.streaming.ConvTranspose1d(layer.weight[..., 0], stride=2)(x[..., 0]).shape)\n"
+        + "upconv.set_num_threads(1)"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "(1, 3, 12, 12)\n", "")
+    shapes = "(1, 3, 12, 12) (1, 2, 5, 5) (2, 3, 4, 4) (3,)\n"
+    plan = "reference, 1 thread; no code can be made on this machine\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{shapes}{plan}(1, 3, 10)\n", "")
+
+
+def test_stages_are_shown_on_request() -> None:
+    call = "import numpy as np, upconv\nupconv.conv_transpose(np.ones((1, 2, 5), np.float32), np.ones((2, 3, 4), np.float32))"
+    done = python(call, UPCONV_DEBUG="spec|plan")
+    assert [line for line in done.stderr.splitlines() if line.startswith("; ----")] == ["; ---- upconv spec", "; ---- upconv plan"]
+    assert "ConvTranspose1d 2 -> 3, kernel 4" in done.stderr
+    assert python(call).stderr == ""
 
 
 @pytest.mark.skipif(not (ROOT / "src/upconv/torch").exists(), reason="upconv.torch is not in this tree")
