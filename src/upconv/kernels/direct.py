@@ -212,7 +212,9 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right=right,
         plane_pitch=plane_pitch,
         channel_pitch=channel_pitch,
-        table_bytes=_round_up((out_rows + 1) * store.ENTRY * 8, 64),
+        table_bytes=max(
+            _round_up((out_rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(block + left + right + tile.lanes, shape)
+        ),
         scratch_bytes=_round_up(rows * block * item, 64),
         band_bytes=_round_up((channels_in * channel_pitch + 2 * tile.width) * item, 64),
     )
@@ -289,7 +291,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "step_d": d.in_step, "step_h": h.in_step,
         "origin_d": d.base * d.in_step, "origin_h": h.base * h.in_step, "origin_w": w.base * w.in_step,
         "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
-        "planes_d": d.planes, "planes_h": h.planes, "lead": ceil(how.left / shape.volume),
+        "planes_d": d.planes, "planes_h": h.planes, "planes_w": w.planes, "lead": ceil(how.left / shape.volume),
         "plane_pitch": how.plane_pitch, "channel_pitch": how.channel_pitch,
         "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
         "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step,
@@ -323,14 +325,14 @@ def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
     inner = band(problem, how.cropped).axes[2]
     step = inner.out_step if inner.out_step <= how.tile.lanes else 0
-    return f"{how.tile!r} out {step} in {inner.in_step}/{inner.planes} {problem.spec.activation!r}"
+    return f"{how.tile!r} out {step} in {inner.in_step} {problem.spec.activation!r}"
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile, inner = how.tile, band(problem, how.cropped).axes[2]
     step = inner.out_step if inner.out_step <= tile.lanes else 0
-    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, inner.in_step, inner.planes), SLOTS)
+    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, inner.in_step), SLOTS)
     do_rows = store.emit_rows(SLOTS)
     do_store = store.emit(store.Store(tile.element, tile.lanes, step, problem.spec.activation), SLOTS)
     do_tile = microkernel.emit(tile)
@@ -349,7 +351,7 @@ def emit(problem: Problem, how: Blocking) -> str:
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
         wide = (width + (tile.lanes - 1)) // tile.lanes * tile.lanes
-        f.call(do_pack, [job, x, stored, low - s["left"], low + wide + s["right"], s["channels"]])
+        f.call(do_pack, [job, table, x, stored, low - s["left"], low + wide + s["right"], s["channels"]])
         count = f.call(do_rows, [job, table, low, low + width])
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:

@@ -123,8 +123,8 @@ def axis(
         phases = _transposed_phases(size, out_size, kernel, stride, seen, dilation, crop, low)
         in_step, out_step = 1, stride
     else:
-        if out_size == 1:
-            stride = 1
+        if out_size == 1:  # every stride gives the same; this one reads each input once, without neighbours
+            stride = effective_kernel(kernel, dilation)
         low, crop, positions = 0, 0, out_size
         phases = (_conv_taps(size, out_size, kernel, stride, before, dilation),)
         in_step, out_step = stride, 1

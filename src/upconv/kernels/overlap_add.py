@@ -166,7 +166,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     return Blocking(
         tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
         splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch,
-        table_bytes=_round_up((rows + 1) * store.ENTRY * 8, 64),
+        table_bytes=max(_round_up((rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(width, band(problem))),
         scratch_bytes=_round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
         patch_bytes=_round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),
         x_bytes=_round_up((c * x_pitch + 2 * tile.width) * item, 64),
@@ -210,7 +210,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "x_image": spec.in_channels * image_in, "x_channel": image_in, "x_d": h.size * w.size, "x_h": w.size,
         "size_d": d.size, "size_h": h.size, "size_w": w.size, "step_d": 1, "step_h": 1,
         "origin_d": 0, "origin_h": 0, "origin_w": 0, "pitch_d": d.size, "pitch_h": h.size, "pitch_w": w.size,
-        "batch": problem.batch, "planes_d": 1, "planes_h": 1, "lead": 0, "plane_pitch": how.x_pitch,
+        "batch": problem.batch, "planes_d": 1, "planes_h": 1, "planes_w": 1, "lead": 0, "plane_pitch": how.x_pitch,
         "channel_pitch": how.x_pitch, "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
         "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step, "crop_d": 0, "crop_h": 0, "crop_w": 0,
         "positions_w": w.positions, "rows_d": d.positions, "rows_h": h.positions, "rows_w": w.positions,
@@ -286,7 +286,7 @@ def _emit_fold(tile: Tile) -> Function:
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile, step = how.tile, problem.spec.stride[-1]
-    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, 1, 1), SLOTS)
+    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, 1), SLOTS)
     do_rows = store.emit_rows(SLOTS)
     finish = store.Store(tile.element, tile.lanes, step if step <= tile.lanes else 0, problem.spec.activation)
     do_store = store.emit(finish, SLOTS)
@@ -307,7 +307,7 @@ def emit(problem: Problem, how: Blocking) -> str:
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
         low, width = image * s["positions"], images * s["positions"]
-        f.call(do_pack, [job, x, stored, low, low + width, s["channels_in"]])
+        f.call(do_pack, [job, table, x, stored, low, low + width, s["channels_in"]])
         out_low = image * s["image_positions"]
         count = f.call(do_rows, [job, table, out_low, out_low + images * s["image_positions"]])
         first = split * s["chunks_a_split"]

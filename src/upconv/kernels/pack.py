@@ -5,108 +5,117 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upconv.codegen.ir import Carry, Function, Value, vector
+from upconv.kernels.geometry import Band
 from upconv.kernels.job import Slots
 
 SLOTS = (
     "x", "x_image", "x_channel", "x_d", "x_h",
     "size_d", "size_h", "size_w", "step_d", "step_h", "origin_d", "origin_h", "origin_w",
-    "pitch_d", "pitch_h", "pitch_w", "batch", "planes_d", "planes_h",
+    "pitch_d", "pitch_h", "pitch_w", "batch", "planes_d", "planes_h", "planes_w",
     "lead", "plane_pitch", "channel_pitch",
 )  # fmt: skip
 
 
+ENTRY = 6  # i64 a row of a plane: place in x, place in the band, and the positions where it starts, has elements, ends
+
+
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """What changes the code: the element, the lanes, and the innermost step and number of planes of the input."""
+    """What changes the code: the element, the lanes, and the innermost step of the input."""
 
     element: str
     lanes: int
     step: int
-    planes: int
 
     @property
     def type(self) -> str:
         return vector(self.element, self.lanes)
 
 
-def emit(pack: Pack, slots: Slots) -> Function:
-    """`pack(job, x, band, low, high, channels)`: fills band positions low..high-1 of `channels` channels, the first at `x`.
+def table_bytes(positions: int, shape: Band) -> int:
+    """Room for the table of a block of so many band positions."""
+    return -(-(positions // shape.axes[2].pitch + 3) * shape.planes * ENTRY * 8 // 64) * 64
 
-    Rows are visited in rising order and written in whole vectors, each overwriting the
-    overhang of the one before; a channel's region ends with a vector of slack.
+
+def emit(pack: Pack, slots: Slots) -> Function:
+    """`pack(job, table, x, band, low, high, channels)`: band positions low..high-1 of `channels` channels, the first at x.
+
+    The rows are listed once in `table`, then written channel by channel, in rising order and in whole vectors, each
+    overwriting the overhang of the one before; every plane of a channel ends with a vector of slack.
     """
-    f = Function(
-        "pack",
-        [("job", "ptr"), ("x", "ptr"), ("band", "ptr"), ("low", "i64"), ("high", "i64"), ("channels", "i64")],
-        attributes="internal noinline nounwind",
-    )
-    job, x, band, low, high, channels = f.arguments
-    x, band = x.of(pack.element), band.of(pack.element)
-    s = {name: slots.read(f, job, name) for name in SLOTS if name != "x"} | {"channels": channels}
-    lead = s["lead"]  # whole images in front, so that no division sees a negative number
+    pointers = [(name, "ptr") for name in ("job", "table", "x", "band")]
+    numbers = [(name, "i64") for name in ("low", "high", "channels")]
+    f = Function("pack", [*pointers, *numbers], attributes="internal noinline nounwind")
+    job, table, x, band, low, high, channels = f.arguments
+    table, x, band = table.of("i64"), x.of(pack.element), band.of(pack.element)
+    s = {name: slots.read(f, job, name) for name in SLOTS if name != "x"}
+    count = _emit_table(f, pack, s, table, low, high)
+    carried = Carry([x, band])
+    with f.loop(0, channels, name="c", carry=carried):
+        source, target = carried.values
+        with f.loop(0, count, name="run") as run:
+            _emit_run(f, pack, source, target, [f.load("i64", table[run * ENTRY + i]) for i in range(ENTRY)])
+        carried.next = [source[s["x_channel"]], target[s["channel_pitch"]]]
+    return f
+
+
+def _emit_table(f: Function, pack: Pack, s: dict[str, Value], table: Value, low: Value, high: Value) -> Value:
+    """Lists the rows of all planes; returns their number."""
+    lead, step = s["lead"], pack.step  # whole images in front, so that no division sees a negative number
     shift = lead * s["pitch_d"] * s["pitch_h"] * s["pitch_w"]
     first, last = low + shift, high + shift
-    with f.loop(first // s["pitch_w"], (last - 1) // s["pitch_w"] + 1, name="row") as row:
+    planes = s["planes_d"] * s["planes_h"] * s["planes_w"]
+    from_row, to_row = first // s["pitch_w"], (last - 1) // s["pitch_w"] + 1
+    with f.loop(from_row, to_row, name="row") as row:
         h, rest = row % s["pitch_h"], row // s["pitch_h"]
         d, n = rest % s["pitch_d"], rest // s["pitch_d"] - lead
         start = row * s["pitch_w"]
         w0, w1 = f.maximum(first - start, 0), f.minimum(last - start, s["pitch_w"])
-        there = band[start - first]
-        with f.loop(0, s["planes_d"], name="pd") as pd, f.loop(0, s["planes_h"], name="ph") as ph:
+        with f.loop(0, planes, name="plane") as plane:
+            pw, outer = plane % s["planes_w"], plane // s["planes_w"]
+            ph, pd = outer % s["planes_h"], outer // s["planes_h"]
             id_ = d * s["step_d"] + pd + s["origin_d"]
             ih = h * s["step_h"] + ph + s["origin_h"]
             inside = _within(f, n, s["batch"]) & _within(f, id_, s["size_d"]) & _within(f, ih, s["size_h"])
-            source = x[n * s["x_image"] + id_ * s["x_d"] + ih * s["x_h"]]
             size = f.select(inside, s["size_w"], 0)
-            for pw in range(pack.planes):
-                plane = ((pd * s["planes_h"] + ph) * pack.planes + pw) * s["plane_pitch"]
-                _emit_rows(f, pack, s, source, there[plane], size, pw, w0, w1)
-    return f
+            origin = s["origin_w"] + pw  # index in the row of x of position 0
+            v0, v1 = (_position(f, index, origin, step, w0, w1) for index in (f.value(0), size))
+            place = n * s["x_image"] + id_ * s["x_d"] + ih * s["x_h"] + origin
+            there = start - first + plane * s["plane_pitch"]
+            entry = table[((row - from_row) * planes + plane) * ENTRY]
+            for i, value in enumerate((place, there, w0, v0, f.maximum(v1, v0), w1)):
+                f.store(value, entry[i])
+    return f.maximum(to_row - from_row, 0) * planes
 
 
 def _within(f: Function, index: Value, size: Value) -> Value:
     return f.compare("ult", index, size)
 
 
-def _emit_rows(
-    f: Function,
-    pack: Pack,
-    s: dict[str, Value],
-    source: Value,
-    target: Value,
-    size: Value,
-    plane: int,
-    w0: Value,
-    w1: Value,
-) -> None:
-    """One row of one plane, for every channel: zeros, the row's elements, zeros."""
+def _position(f: Function, index: Value, origin: Value, step: int, w0: Value, w1: Value) -> Value:
+    """The first position at or after an index of x, within the row."""
+    return f.minimum(f.maximum((f.maximum(index - origin, 0) + (step - 1)) // step, w0), w1)
+
+
+def _emit_run(f: Function, pack: Pack, source: Value, target: Value, entry: list[Value]) -> None:
+    """One row of one plane: zeros, the row's elements, zeros."""
     step, lanes = pack.step, pack.lanes
-    origin = s["origin_w"] + plane  # x index of position 0
-
-    def position(index: Value) -> Value:
-        """The first position at or after an index of x, within the row."""
-        return f.minimum(f.maximum((f.maximum(index - origin, 0) + (step - 1)) // step, w0), w1)
-
-    v0 = position(f.value(0))
-    v1 = f.maximum(position(size), v0)
+    place, there, w0, v0, v1, w1 = entry
+    src, dst = source[place], target[there]
     zero = f.splat(0.0, pack.type) if lanes == 1 else Value(f, "zeroinitializer", pack.type)
-    channels = Carry([source, target])
-    with f.loop(0, s["channels"], name="c", carry=channels):
-        src, dst = channels.values
-        with f.loop(w0, v0, lanes, name="before") as w:
-            f.store(zero, dst[w])
-        whole = v1 - (lanes - 1)
-        body = Carry([v0])
-        with f.loop(v0, whole, lanes, name="copy", carry=body) as w:
-            f.store(_load(f, pack, src[w * step + origin], None), dst[w])
-            body.next = [w + lanes]
-        tail = body.results[0]
-        with f.when(tail < v1, name="tail"):
-            mask = f.lanes_between(0, 0, v1 - tail, lanes)
-            f.store(_load(f, pack, src[tail * step + origin], mask), dst[tail])
-        with f.loop(v1, w1, lanes, name="after") as w:
-            f.store(zero, dst[w])
-        channels.next = [src[s["x_channel"]], dst[s["channel_pitch"]]]
+    with f.loop(w0, v0, lanes, name="before") as w:
+        f.store(zero, dst[w])
+    whole = v1 - (lanes - 1)
+    body = Carry([v0])
+    with f.loop(v0, whole, lanes, name="copy", carry=body) as w:
+        f.store(_load(f, pack, src[w * step], None), dst[w])
+        body.next = [w + lanes]
+    tail = body.results[0]
+    with f.when(tail < v1, name="tail"):
+        mask = f.lanes_between(0, 0, v1 - tail, lanes)
+        f.store(_load(f, pack, src[tail * step], mask), dst[tail])
+    with f.loop(v1, w1, lanes, name="after") as w:
+        f.store(zero, dst[w])
 
 
 def _load(f: Function, pack: Pack, address: Value, mask: Value | None) -> Value:

@@ -307,7 +307,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block, block_count=block_count,
         splits=splits, channels_a_pack=channels_a_pack, left=0, right=halo, plane_pitch=plane_pitch,
         channel_pitch=channel_pitch, v_pitch=v_pitch, v_point=v_point, m_point=m_point,
-        table_bytes=_round_up((out_rows + 1) * store.ENTRY * 8, 64),
+        table_bytes=max(_round_up((out_rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(plane_pitch, shape)),
         scratch_bytes=_round_up(outputs * rows * block * item, 64),
         m_bytes=_round_up(points * m_point * item, 64), v_bytes=_round_up(points * v_point * item, 64),
         band_bytes=_round_up((channels_a_pack * channel_pitch + 2 * tile.width) * item, 64),
@@ -390,7 +390,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "size_d": d.size, "size_h": h.size, "size_w": w.size, "step_d": d.in_step, "step_h": h.in_step,
         "origin_d": d.base, "origin_h": h.base, "origin_w": w.base,
         "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
-        "planes_d": d.planes, "planes_h": h.planes, "lead": 0,
+        "planes_d": d.planes, "planes_h": h.planes, "planes_w": w.planes, "lead": 0,
         "plane_pitch": how.plane_pitch, "channel_pitch": how.channel_pitch,
         "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
         "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step,
@@ -437,7 +437,7 @@ def code_parameters(problem: Problem, how: Blocking) -> str:
     shape = band(problem)
     inner = shape.axes[2]
     return (
-        f"{how.tile!r} {how.ways!r} out {_store_step(shape, how.tile)} in {inner.in_step}/{inner.planes} "
+        f"{how.tile!r} {how.ways!r} out {_store_step(shape, how.tile)} in {inner.in_step} "
         f"{problem.spec.activation!r}"
     )
 
@@ -548,7 +548,7 @@ def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile, shape = how.tile, band(problem)
     inner = shape.axes[2]
-    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, inner.in_step, inner.planes), SLOTS)
+    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, inner.in_step), SLOTS)
     do_rows = store.emit_rows(SLOTS)
     finish = store.Store(tile.element, tile.lanes, _store_step(shape, tile), problem.spec.activation)
     do_store = store.emit(finish, SLOTS)
@@ -574,7 +574,7 @@ def emit(problem: Problem, how: Blocking) -> str:
         from_band, to_band = _emit_at(f, s, low), _emit_at(f, s, low + wide - 1) + 1 + s["band_left"]
         with f.loop(0, s["channels_in"], s["channels_a_pack"], name="pc") as pc:
             several = f.minimum(s["channels_in"] - pc, s["channels_a_pack"])
-            f.call(do_pack, [job, x[pc * s["x_channel"]], stored, from_band, to_band, several])
+            f.call(do_pack, [job, table, x[pc * s["x_channel"]], stored, from_band, to_band, several])
             f.call(do_input, [job, stored, v[pc * s["planes_in"] * s["v_pitch"]], several, low, low + wide])
         count = f.call(do_rows, [job, table, low, low + width])
         first = split * s["chunks_a_split"]
