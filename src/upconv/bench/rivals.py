@@ -5,15 +5,18 @@ A rival that is not installed, or that refuses a layer, is left out; the report 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv.spec import ConvSpec
+from upconv import __version__
+from upconv.spec import ConvSpec, SpecError
 
 Call = Callable[[], Any]
 
@@ -150,18 +153,63 @@ def openvino(case: Case) -> Call:
     return call
 
 
-RIVALS: dict[str, tuple[str, Callable[[Case], Call]]] = {
-    "torch": ("torch", torch_first),
-    "torch channels-last": ("torch", torch_last),
-    "ONNX Runtime": ("onnxruntime", onnx_runtime),
-    "OpenVINO": ("openvino", openvino),
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A contender: what makes its call, and the distributions that it needs."""
+
+    make: Callable[[Case], Call]
+    needs: tuple[str, ...]
+
+    @property
+    def missing(self) -> str | None:
+        """What to install before it can take part, or None."""
+        absent = [name for name in self.needs if find_spec(name) is None]
+        return f"not installed: pip install {' '.join(absent)}" if absent else None
+
+
+RIVALS: dict[str, Rival] = {
+    "torch": Rival(torch_first, ("torch",)),
+    "torch channels-last": Rival(torch_last, ("torch",)),
+    "ONNX Runtime": Rival(onnx_runtime, ("onnxruntime", "onnx")),
+    "OpenVINO": Rival(openvino, ("openvino", "onnx")),
 }
-"""Name -> (distribution, maker)."""
+
+
+def chosen(names: str | None) -> dict[str, Rival]:
+    """The rivals of a list like "torch, onnxruntime", all of them for None, none for an empty one.
+
+    >>> list(chosen("onnx-runtime,torch"))
+    ['torch', 'ONNX Runtime']
+
+    Raises SpecError for a name that is none of theirs.
+    """
+    if names is None:
+        return dict(RIVALS)
+
+    def plain(name: str) -> str:
+        return "".join(c for c in name.lower() if c.isalnum())
+
+    known = {plain(name): name for name in RIVALS}
+    wanted = [plain(name) for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise SpecError(f"no rival is called {name!r}: there are {', '.join(RIVALS)}")
+    return {name: rival for name, rival in RIVALS.items() if plain(name) in wanted}
+
+
+def torch_threads(put_back: int | None = None) -> int | None:
+    """How many threads torch takes, None where it is not loaded; or sets that number."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return None
+    if put_back is not None:
+        torch.set_num_threads(put_back)
+    return int(torch.get_num_threads())
 
 
 def versions() -> dict[str, str]:
     """Installed versions of everything that plays a part; absent ones are left out."""
-    found = {}
+    found = {"upconv": __version__}
     for name in ("numpy", "llvmlite", "torch", "onnxruntime", "openvino", "onnx"):
         try:
             found[name] = metadata.version(name)

@@ -25,6 +25,7 @@ COMMANDS = (
     "explain",
     "inspect",
     "explore",
+    "bench",
 )
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from upconv.cli import options
-from upconv.spec import ConvSpec, SpecError, integer
+from upconv.cli.layer import problem_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,26 +39,19 @@ def plan(
     """
     from upconv import execute
 
-    shape = options.ints("input shape", input_shape)
-    if not isinstance(shape, tuple) or len(shape) not in (3, 4, 5):
-        raise SpecError(f"input shape is {input_shape!r}: give batch, channels and sizes, as in 1,256,32,24")
-    if dtype not in ("float32", "float64"):
-        raise SpecError(f"dtype is {dtype!r}: use float32 or float64")
-    batch, channels, *size = shape
-    spec = ConvSpec.make(
-        transposed=not conv,
-        in_channels=channels,
-        out_channels=out_channels,
-        kernel_size=options.ints("kernel", kernel),
-        stride=options.ints("stride", stride),
-        padding=options.padding_of(padding),
-        output_padding=options.ints("output padding", output_padding),
-        dilation=options.ints("dilation", dilation),
-        groups=groups,
-        padding_mode=padding_mode,
-        activation=options.activation_of(activation),
-        rank=len(size),
+    problem = problem_of(
+        input_shape,
+        out_channels,
+        kernel,
+        stride,
+        padding,
+        output_padding,
+        groups,
+        dilation,
+        output_size,
+        padding_mode,
+        activation,
+        dtype,
+        conv,
     )
-    if output_size is not None:
-        spec = spec.with_output_size(size, options.ints("output size", output_size))
-    typer.echo(str(execute.make_plan(spec, integer("batch", batch, 0), tuple(size), dtype)))
+    typer.echo(str(execute.make_plan(problem.spec, problem.batch, problem.input_size, problem.dtype)))

@@ -1,0 +1,129 @@
+"""One layer's contest: every contender made, compared with the others, and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv import execute
+from upconv.bench import cold, rivals
+from upconv.bench.suite import Layer
+from upconv.bench.timing import Times, race
+from upconv.codegen import threads
+
+OURS, DEFAULT = "upconv", "torch"
+CLOSE = 1e-3  # of the largest output: a rival that is further off computes something else, and is not timed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one layer's contest gave. Times are in seconds.
+
+    `first` holds each contender's time from nothing to its first result, `refused` why a rival did not take part;
+    `difference` is our largest from `judge`, relative to its largest output.
+    """
+
+    layer: Layer
+    kernel: str
+    note: str
+    times: Mapping[str, Times]
+    first: Mapping[str, float]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    judge: str | None = None
+    difference: float | None = None
+    cold: cold.Cold | None = None
+
+    @property
+    def ours(self) -> float:
+        return self.times[OURS].median
+
+    @property
+    def fastest(self) -> str | None:
+        """The rival with the least median; None where none took part."""
+        others = {name: t.median for name, t in self.times.items() if name != OURS}
+        return min(others, key=others.__getitem__) if others else None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster we are than the fastest rival."""
+        return None if self.fastest is None else self.times[self.fastest].median / self.ours
+
+    @property
+    def ratio_default(self) -> float | None:
+        """How many times faster we are than PyTorch as most people call it."""
+        return self.times[DEFAULT].median / self.ours if DEFAULT in self.times else None
+
+
+@contextmanager
+def using(count: int) -> Iterator[None]:
+    """Our calls take `count` threads inside, and what they took before afterwards; torch's number is put back too."""
+    before, loaded = threads._chosen, rivals.torch_threads()
+    threads.set_num_threads(count)
+    try:
+        yield
+    finally:
+        threads._chosen = before
+        rivals.torch_threads(loaded)
+
+
+def case_of(layer: Layer, count: int) -> rivals.Case:
+    """The layer with arrays of its sizes, the same numbers each time."""
+    rng, problem = np.random.default_rng(0), layer.problem
+    spec = problem.spec
+
+    def drawn(shape: tuple[int, ...]) -> NDArray[Any]:
+        return rng.standard_normal(shape, np.float32)
+
+    bias = drawn((spec.out_channels,)) if layer.bias else None
+    return rivals.Case(spec, drawn(problem.input_shape), drawn(spec.weight_shape), bias, count)
+
+
+def _start(case: rivals.Case, makers: Mapping[str, Callable[[rivals.Case], rivals.Call]]) -> tuple[dict[str, Any], ...]:
+    """(calls, first results, seconds to them, reasons of those that refused)."""
+    calls: dict[str, rivals.Call] = {}
+    results: dict[str, NDArray[Any]] = {}
+    first: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for name, make in makers.items():
+        start = perf_counter()
+        try:
+            call = make(case)
+            value = call()
+        except Exception as error:
+            if name == OURS:
+                raise
+            refused[name] = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            continue
+        first[name] = perf_counter() - start
+        calls[name], results[name] = call, rivals.result(value).copy()
+    return calls, results, first, refused
+
+
+def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The largest difference, relative to the largest of b."""
+    if a.shape != b.shape:
+        return float("inf")
+    return float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-30))
+
+
+def play(layer: Layer, names: Mapping[str, rivals.Rival], count: int, seconds: float, with_cold: bool = True) -> Outcome:
+    """Time our call of a layer and those of the rivals named, `seconds` in all, on `count` threads."""
+    case = case_of(layer, count)
+    makers = {OURS: rivals.upconv, **{name: rival.make for name, rival in names.items()}}
+    calls, results, first, refused = _start(case, makers)
+    judge = DEFAULT if DEFAULT in results else next((name for name in results if name != OURS), None)
+    difference = None if judge is None else _apart(results[OURS], results[judge])
+    for name in [n for n in results if n != OURS and judge is not None and _apart(results[n], results[judge]) > CLOSE]:
+        refused[name] = f"its result is not {judge}'s"
+        del calls[name]
+    times = race(calls, seconds)
+    problem = layer.problem
+    plan = execute.make_plan(problem.spec, problem.batch, problem.input_size, problem.dtype)
+    found = cold.measure(problem, layer.bias, count) if with_cold else None
+    return Outcome(layer, plan.kernel, plan.note, times, first, refused, judge, difference, found)

@@ -1,0 +1,153 @@
+"""What the machine can do: multiply-adds a second and bytes copied a second, by emitted code on every thread.
+
+The two give the least time that a direct sum can take: the larger of its flops at the one and of the bytes that any
+algorithm must move at the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv import execute
+from upconv.codegen import jit, memory, threads
+from upconv.codegen.ir import SIZES, Carry, Function, Value, module, vector
+from upconv.codegen.target import Target
+from upconv.kernels import job as jobs
+
+SUMS = 14  # independent sums: fused multiply-adds take 4 cycles and two start a cycle; with two factors, 16 registers
+STEPS = 20_000  # of SUMS multiply-adds each, in a task
+COPIED = 64 << 20  # bytes read, and as many written: past the caches of one core
+LINE = 64
+
+_MULTIPLY = jobs.Slots(("out", "steps"))
+_COPY = jobs.Slots(("to", "from", "lines"))
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What was measured, the best of a few tries; `flops` and `bytes` are a second's."""
+
+    processor: str
+    target: str
+    threads: int
+    flops: float
+    bytes: float
+
+    def limit(self, flops: float, moved: float) -> float:
+        """Seconds that a direct sum of so many flops, moving so many bytes, takes at the least."""
+        return max(flops / self.flops, moved / self.bytes)
+
+
+def processor() -> str:
+    """The processor's name as its maker gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model")))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def measure(count: int, tries: int = 5) -> Machine:
+    """Measure on `count` threads. Raises ImportError where no code can be made."""
+    target = execute.target()
+    if target is None:
+        raise ImportError("the bench measures the machine with code of its own, and llvmlite is not here: pip install llvmlite")
+    flops = _multiplier(target, count).best(tries)
+    return Machine(processor(), target.name, count, flops, max(_copier(target, count, s).best(tries) for s in (False, True)))
+
+
+class _Work:
+    """A job that does a known amount of something; the arrays it works on live as long as it does."""
+
+    def __init__(self, slots: jobs.Slots, code: jit.Code, tasks: int, target: Target, values: dict[str, int]):
+        self.amount, self.threads, self.target, self.code = 0.0, 1, target, code
+        self.arrays: list[Any] = [memory.empty((len(slots.names) + LINE // 8,), np.int64)]
+        self.address = _aligned(self.arrays[0])
+        self.slots = (ctypes.c_int64 * len(slots.names)).from_address(self.address)
+        for name in slots.names:
+            self.slots[slots.index[name]] = values.get(name, 0)
+        self.slots[jobs.TASKS] = tasks
+
+    def best(self, tries: int) -> float:
+        """The most a second of a few runs, after one that is not counted."""
+        return self.amount / min([self._seconds() for _ in range(1 + tries)][1:])
+
+    def _seconds(self) -> float:
+        self.slots[jobs.NEXT] = self.slots[jobs.TICKET] = 0
+        start = perf_counter()
+        threads.run(self.code["entry"], self.address, self.threads, self.target)
+        return perf_counter() - start
+
+
+def _aligned(array: NDArray[Any]) -> int:
+    """The first address in the array that begins a cache line."""
+    return -(-memory.address(array) // LINE) * LINE
+
+
+def _multiplier(target: Target, count: int) -> _Work:
+    """Multiply-adds that wait for nothing; its amount is in flops."""
+    code = jit.get("peak", f"{SUMS} sums", ("entry",), lambda: _emit_multiply(target), target)
+    tasks = 16 * count
+    out = memory.empty((tasks * LINE // 4,), np.float32)
+    work = _Work(_MULTIPLY, code, tasks, target, {"out": memory.address(out), "steps": STEPS})
+    work.arrays.append(out)
+    work.threads, work.amount = count, 2.0 * target.lanes(4) * SUMS * STEPS * tasks
+    return work
+
+
+def _emit_multiply(target: Target) -> str:
+    type_ = vector("float", target.lanes(4))
+
+    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        factor, term = f.splat(0.5, type_), f.splat(1.0, type_)
+        carry = Carry([f.splat(float(i), type_) for i in range(SUMS)])
+        with f.loop(0, _MULTIPLY.read(f, job, "steps"), name="step", carry=carry):
+            carry.next = [f.fma(s, factor, term) for s in carry.values]
+        total = carry.results[0]
+        for s in carry.results[1:]:
+            total = f.fadd(total, s)
+        f.store(total, _MULTIPLY.pointer(f, job, "out")[number * (LINE // 4)])
+
+    return module([jobs.emit_entry("entry", _MULTIPLY, task)])
+
+
+def _copier(target: Target, count: int, streaming: bool) -> _Work:
+    """Copies COPIED bytes; its amount is in bytes moved, each being read and written."""
+    code = jit.get("copy", f"streaming {streaming}", ("entry",), lambda: _emit_copy(target, streaming), target)
+    tasks = 16 * count
+    lines = COPIED // LINE // tasks
+    arrays = [np.ones(COPIED + LINE, np.uint8) for _ in range(2)]
+    start, end = map(_aligned, arrays)
+    work = _Work(_COPY, code, tasks, target, {"from": start, "to": end, "lines": lines})
+    work.arrays += arrays
+    work.threads, work.amount = count, 2.0 * lines * LINE * tasks
+    return work
+
+
+def _emit_copy(target: Target, streaming: bool) -> str:
+    """`streaming` stores go round the caches, so that no line is read before it is written."""
+    lanes = target.lanes(4)
+    type_, bytes_ = vector("float", lanes), lanes * SIZES["float"]
+
+    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        lines = _COPY.read(f, job, "lines")
+        first = number * lines * (LINE // 4)
+        source, to = _COPY.pointer(f, job, "from")[first], _COPY.pointer(f, job, "to")[first]
+        with f.loop(0, lines, name="line") as i:
+            for part in range(0, LINE, bytes_):
+                at = i * (LINE // 4) + part // 4
+                value = f.load(type_, source[at], bytes_)
+                hint = ", !nontemporal !0" if streaming else ""
+                f.do(f"store {type_} {value.text}, ptr {to[at].text}, align {bytes_}{hint}")
+        if streaming:
+            f.do("fence seq_cst")
+
+    return module([jobs.emit_entry("entry", _COPY, task)]) + "\n!0 = !{i32 1}\n"
