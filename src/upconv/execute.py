@@ -42,7 +42,10 @@ def target() -> Target | None:
 class Prepared:
     """A problem ready to run: its plan, its code, and the job's numbers."""
 
-    __slots__ = ("_bias", "_entry", "_idle", "_kept", "_places", "_packer", "_tables", "_template", "address", "packing", "plan", "workspace")
+    __slots__ = (
+        "_bias", "_entry", "_idle", "_kept", "_packer", "_places", "_tables", "_template",
+        "address", "packing", "plan", "workspace",
+    )  # fmt: skip
 
     def __init__(self, plan: plans.Plan):
         self.plan = plan

@@ -107,7 +107,7 @@ def make(problem: Problem, target: Target | None, threads: int, advice: Advice |
         return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))
     if advice is not None and all(advice.kernel != k.NAME for _, k, _ in offers):
         advice = None
-    offers.sort(key=lambda offer: (advice is not None and offer[1].NAME != advice.kernel, offer[0]))
+    offers.sort(key=lambda offer: (advice is not None and advice.kernel != offer[1].NAME, offer[0]))
     best, kernel, how = offers[0]
     for cost, k, _ in offers[1:]:
         measured = None if advice is None else advice.against(k.NAME)

@@ -35,8 +35,8 @@ SLOTS = jobs.Slots(
         "images_a_block", "block_count", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_in",
         "channels_out", "weight_group", "x_group", "tap_count", "positions", "image_positions", "x_pitch", "patch_pitch",
         "channels_step", "table_bytes", "scratch_bytes", "patch_bytes",
-    )  # fmt: skip
-)
+    )
+)  # fmt: skip
 FOLD = 4  # i64 a tap: its number, and its offset in each of the three dimensions
 
 
@@ -97,12 +97,7 @@ def _fold(problem: Problem) -> list[list[tuple[int, int, int, int]]]:
     for k, s, (lo, _), d in zip(spec.kernel_size, spec.stride, spec.padding, spec.dilation, strict=True):
         lists.append([list(phase_taps(k, s, lo, d, a)) for a in range(s)])
     return [
-        [
-            ((kd * kernel[1] + kh) * kernel[2] + kw, od, oh, ow)
-            for kd, od in rows_d
-            for kh, oh in rows_h
-            for kw, ow in rows_w
-        ]
+        [((kd * kernel[1] + kh) * kernel[2] + kw, od, oh, ow) for kd, od in rows_d for kh, oh in rows_h for kw, ow in rows_w]
         for rows_d in lists[0]
         for rows_h in lists[1]
         for rows_w in lists[2]

@@ -24,8 +24,8 @@ SLOTS = jobs.Slots(
     (
         "x", "y", "entries", "offsets", "entry_count", "channels", "planes", "channel_step", "source_group", "target_group",
         "target_point",
-    )  # fmt: skip
-)
+    )
+)  # fmt: skip
 ENTRY = 3  # i64 an entry: depth taps, first offset, place in the packed order
 
 
@@ -161,9 +161,9 @@ def emit(transform: Transform) -> str:
     return module([jobs.emit_entry("entry", SLOTS, task)])
 
 
-def _along(f: Function, d: int, matrix: Matrix, columns: dict[tuple[int, int], Value]) -> dict[tuple[int, int], Value]:
+def _along(f: Function, d: int, matrix: Matrix, columns: dict[tuple[int, ...], Value]) -> dict[tuple[int, ...], Value]:
     """The matrix along one of the window's dimensions."""
-    turned = {}
+    turned: dict[tuple[int, ...], Value] = {}
     for other in sorted({key[1 - d] for key in columns}):
         line = [columns[(i, other) if d == 0 else (other, i)] for i in range(len(matrix[0]))]
         for i, value in enumerate(_apply(f, matrix, line)):

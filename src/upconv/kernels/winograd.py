@@ -49,7 +49,6 @@ WEIGHT = {
     3: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]) * 1.0,
 }
 
-# fmt: off
 SLOTS = jobs.Slots(
     (
         *pack.SLOTS, *store.SLOTS, "out_step_w", "y", "weight", "taps", "tap_count", "reads", "length", "block",
@@ -57,8 +56,7 @@ SLOTS = jobs.Slots(
         "channels_a_pack", "left", "right", "band_left", "depth", "planes_in", "weight_group", "weight_point", "x_group",
         "v_pitch", "v_point", "m_pitch", "m_point", "rows_used", "table_bytes", "scratch_bytes", "m_bytes", "v_bytes",
     )
-)
-# fmt: on
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,10 +434,7 @@ def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
     shape = band(problem)
     inner = shape.axes[2]
-    return (
-        f"{how.tile!r} {how.ways!r} out {_store_step(shape, how.tile)} in {inner.in_step} "
-        f"{problem.spec.activation!r}"
-    )
+    return f"{how.tile!r} {how.ways!r} out {_store_step(shape, how.tile)} in {inner.in_step} {problem.spec.activation!r}"
 
 
 def _combine(f: Function, row: NDArray[Any], values: list[Value]) -> Value:
@@ -665,6 +660,4 @@ def describe(problem: Problem, how: Blocking) -> str:
     phases = _phases(problem.spec)
     shared = f"the {phases} phases share one input transform, " if phases > 1 else ""
     return f"{shared}{how.points} points, blocks of {how.block} tiles x {how.chunk} channels"
-
-
 
