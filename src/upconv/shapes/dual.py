@@ -26,9 +26,7 @@ def dual(spec: ConvSpec, input_size: Sequence[int]) -> ConvSpec:
     if not spec.transposed:
         extra = tuple(
             (n + lo + hi - effective_kernel(k, d)) % s
-            for n, (lo, hi), k, d, s in zip(
-                input_size, spec.padding, spec.kernel_size, spec.dilation, spec.stride, strict=True
-            )
+            for n, (lo, hi), k, d, s in zip(input_size, spec.padding, spec.kernel_size, spec.dilation, spec.stride, strict=True)
         )
     return ConvSpec(
         transposed=not spec.transposed,

@@ -38,15 +38,11 @@ def phase_taps(kernel: int, stride: int, before: int, dilation: int, phase: int)
     ((1, 0), (3, -1))
     """
     return tuple(
-        (k, (phase + before - dilation * k) // stride)
-        for k in range(kernel)
-        if (phase + before - dilation * k) % stride == 0
+        (k, (phase + before - dilation * k) // stride) for k in range(kernel) if (phase + before - dilation * k) % stride == 0
     )
 
 
-def phases(
-    kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *, transposed: bool = True
-) -> tuple[Phase, ...]:
+def phases(kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *, transposed: bool = True) -> tuple[Phase, ...]:
     """Every phase of a layer, row-major over the dimensions' phases.
 
     >>> for phase in phases(4, stride=2, padding=1):
@@ -62,17 +58,14 @@ def phases(
     ones = (1,) * rank
     if not transposed:
         rows = [
-            [(k, d * k - lo) for k in range(n)]
-            for n, d, (lo, _) in zip(spec.kernel_size, spec.dilation, spec.padding, strict=True)
+            [(k, d * k - lo) for k in range(n)] for n, d, (lo, _) in zip(spec.kernel_size, spec.dilation, spec.padding, strict=True)
         ]
         return (Phase((0,) * rank, ones, spec.stride, _taps(rows)),)
     found = []
     for index in product(*(range(s) for s in spec.stride)):
         rows = [
             list(phase_taps(k, s, lo, d, a))
-            for k, s, (lo, _), d, a in zip(
-                spec.kernel_size, spec.stride, spec.padding, spec.dilation, index, strict=True
-            )
+            for k, s, (lo, _), d, a in zip(spec.kernel_size, spec.stride, spec.padding, spec.dilation, index, strict=True)
         ]
         found.append(Phase(index, spec.stride, ones, _taps(rows)))
     return tuple(found)
