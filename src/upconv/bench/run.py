@@ -37,9 +37,9 @@ def run(
         out = dict(left_out or {})
         return Report(command, date, seconds, rivals.versions(), machines, outcomes, out, missing, waiting)
 
+    for need in dict.fromkeys(need for rival in there.values() for need in rival.needs):
+        import_module(need)  # so that no first call is charged with it
     with contest.using(threads):
-        for need in dict.fromkeys(need for rival in there.values() for need in rival.needs):
-            import_module(need)
         machines.append(machine.measure(threads))
         try:
             for done, layer in enumerate(layers):

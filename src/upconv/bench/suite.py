@@ -32,14 +32,6 @@ class Layer:
             return f"{self.problem.bytes / 2**20:.3g} MiB"
         return None
 
-    @property
-    def kind(self) -> str:
-        """What sort of layer it is, in two words: reports are read by it."""
-        spec = self.problem.spec
-        if spec.groups == spec.in_channels > 1:
-            return f"{spec.rank}-D depthwise"
-        return f"{spec.rank}-D" if spec.groups == 1 else f"{spec.rank}-D grouped"
-
 
 def table(transposed: bool, path: Path | None = None) -> Path:
     """The file of layers: as given, or in the package, or in the checkout round it. Raises FileNotFoundError."""
