@@ -660,4 +660,3 @@ def describe(problem: Problem, how: Blocking) -> str:
     phases = _phases(problem.spec)
     shared = f"the {phases} phases share one input transform, " if phases > 1 else ""
     return f"{shared}{how.points} points, blocks of {how.block} tiles x {how.chunk} channels"
-
