@@ -181,12 +181,19 @@ class TestInTheBrowser:
         set_number(tab, "padding after width", 0)
         expect_sizes(tab, "5x5x5 → 8x12x13")
 
+    def test_an_address_says_every_dimension(self, tab: Any, address: str) -> None:
+        visit(tab, address, "?size=3,4,5&kernel=3&stride=2,2,1&padding=1,1,0:1&output_padding=1,0,0")
+        expect_sizes(tab, "3x4x5 → 6x7x6")
+        control(tab, "padding before and after apart").click()
+        control(tab, "each dimension for itself").click()
+        expect_sizes(tab, "3x3x3 → 6x6x6")  # what holds for all is what the first dimension had
+
     def test_a_convolution_has_no_output_padding(self, tab: Any, address: str) -> None:
         visit(tab, address)
         control(tab, "layer").select_option("convolution")
         expect_sizes(tab, "5x5 → 2x2")
         assert control(tab, "output_padding").count() == 0
-        tab.get_by_text("Conv2d takes no picture here").first.wait_for()
+        tab.get_by_text("Pictures go through transposed layers of 2 dimensions; this is a Conv2d.").wait_for()
 
     def test_a_picture_goes_through_three_kinds_of_weights(self, tab: Any, address: str, tmp_path: Path) -> None:
         visit(tab, address, "?size=4,4&kernel=4&stride=2&padding=1")

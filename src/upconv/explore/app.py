@@ -152,7 +152,7 @@ def _(found, mo, page, seed, upload, zoom):
     mo.vstack(
         [
             mo.md("## A picture through this layer"),
-            mo.hstack([upload, page.labelled(mo, seed, "seed of the random weights"), zoom], justify="start", gap=2, wrap=True),
+            mo.hstack([upload, zoom, page.labelled(mo, seed, "seed of the random weights")], justify="start", gap=2, wrap=True),
             mo.Html(page.enlargements(upload.contents(), found.spec, int(seed.value or 0), zoom.value)),
         ]
     )

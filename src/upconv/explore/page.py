@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -17,7 +18,7 @@ LABEL = re.compile("data-label='[^']*'")
 def fields(mo: Any, dimensions: tuple[str, ...], start: Settings, kept: dict[str, Any], transposed: bool, ends: bool) -> Any:
     """Number fields for every setting, a dictionary of marimo's keyed "stride 0", "padding 0" and "padding after 0".
 
-    `kept` holds what was typed so far, by the same keys, and goes on holding it.
+    `kept` holds what was typed so far, by the same keys, and goes on holding it; a field for all dimensions is kept for each.
     """
     made = {}
     for name in PER_DIMENSION:
@@ -28,11 +29,19 @@ def fields(mo: Any, dimensions: tuple[str, ...], start: Settings, kept: dict[str
                 key = f"{name}{part} {d}"
                 first = getattr(start, name)[min(d, start.rank - 1)]
                 first = first[part == " after"] if name == "padding" else first
-                value = kept.setdefault(key, kept.get(f"{name}{part} 0", kept.get(f"{name} {d}", first)))
-                made[key] = mo.ui.number(
-                    start=0, step=1, value=value, full_width=True, on_change=lambda new, key=key: kept.__setitem__(key, new)
-                )
+                stands_for = [
+                    f"{name}{other} {e}"
+                    for other in ("", " after")
+                    for e in (range(3) if dimensions == ("",) else (d,))
+                    if other == part or (name == "padding" and not ends)
+                ]
+                remember = partial(_remember, kept, stands_for)
+                made[key] = mo.ui.number(start=0, step=1, value=kept.get(key, first), full_width=True, on_change=remember)
     return mo.ui.dictionary(made)
+
+
+def _remember(kept: dict[str, Any], keys: list[str], value: Any) -> None:
+    kept.update(dict.fromkeys(keys, value))
 
 
 def arranged(mo: Any, made: Any, dimensions: tuple[str, ...]) -> list[Any]:
@@ -43,7 +52,8 @@ def arranged(mo: Any, made: Any, dimensions: tuple[str, ...]) -> list[Any]:
         name, _, d = key.rpartition(" ")
         words = {"size": "input size", "padding": "padding before" if apart else "padding"}.get(name, name)
         rows.setdefault(name, []).append(labelled(mo, element, f"{words} {dimensions[int(d)]}".strip()))
-    return [mo.hstack(row, widths="equal", gap=0.5, align="end") for row in rows.values()]
+    style = "display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:.5rem;align-items:end"
+    return [mo.Html(f'<div style="{style}">{"".join(field.text for field in row)}</div>') for row in rows.values()]
 
 
 def labelled(mo: Any, element: Any, words: str) -> Any:
@@ -130,6 +140,8 @@ def enlargements(content: bytes | None, spec: ConvSpec, seed: int, zoom: int) ->
         return alert("This is no picture.", str(error))
     except ImportError:
         return alert("Pictures need Pillow.", "Install it with `pip install pillow`.")
+    if spec.rank != 2 or not spec.transposed:
+        return f"<p>Pictures go through transposed layers of 2 dimensions; this is a {spec.name}.</p>"
     size = f"{pixels.shape[1]} x {pixels.shape[0]}"
     parts = [_figure(picture.image(pixels, f"the input, {size}", zoom), "input" if content else "input (a sample)", size)]
     for kind in picture.WEIGHTS:
