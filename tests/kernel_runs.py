@@ -20,7 +20,7 @@ from upconv.codegen import jit
 from upconv.codegen import target as targets
 from upconv.codegen import threads as workers
 from upconv.kernels import job as jobs
-from upconv.kernels import reference
+from upconv.kernels import reference, weights
 from upconv.spec import ConvSpec, Problem, SpecError
 
 KERNELS = planner.CANDIDATES
@@ -116,7 +116,7 @@ def run_kernel(
     workspace = buffers.workspace(how.workspace_bytes * threads)
     arrays = {
         "x": buffers.hold(given.x),
-        "weight": buffers.hold(module.pack_weight(problem, how, given.weight)),
+        "weight": buffers.hold(weights.reference(module.weight_layout(problem, how), given.weight)),
         "bias": buffers.hold(bias),
         "y": y,
         "workspace": workspace,

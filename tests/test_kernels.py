@@ -18,7 +18,7 @@ LEVELS = runs.levels()
 KERNELS = pytest.mark.parametrize("module", runs.KERNELS, ids=lambda m: m.NAME)
 EXACT_KERNELS = pytest.mark.parametrize("module", [m for m in runs.KERNELS if runs.exact(m)], ids=lambda m: m.NAME)
 PROTOCOL = (
-    "NAME", "SLOTS", "rejects", "blocking", "code_name", "code_parameters", "emit", "pack_weight", "bind", "cost", "macs",
+    "NAME", "SLOTS", "rejects", "blocking", "code_name", "code_parameters", "emit", "weight_layout", "bind", "cost", "macs",
     "tasks", "packing", "describe",
 )  # fmt: skip
 few = settings(max_examples=20, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])

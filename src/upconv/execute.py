@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv import execute_weight
+from upconv import advice, execute_weight
 from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target, host
@@ -81,10 +81,10 @@ class Prepared:
     def _packed(self, weight: NDArray[Any]) -> NDArray[Any]:
         """The packed weight; at once where the last call's weight comes again and cannot have changed."""
         kept = self._kept
-        if kept is not None and kept[0]() is weight and not weight.flags.writeable:
+        if kept is not None and kept[0]() is weight and _frozen(weight):
             return kept[1]
         packed = packed_weight(self, weight)
-        self._kept = None if weight.flags.writeable else (weakref.ref(weight), packed)
+        self._kept = (weakref.ref(weight), packed) if _frozen(weight) else None
         return packed
 
     @property
@@ -154,14 +154,27 @@ def _take_arena(size: int) -> _Arena:
 
 _prepared: OrderedDict[Any, Prepared | None] = OrderedDict()
 _MOST_PREPARED = 256
+forgetters: list[Callable[[], None]] = [_prepared.clear]
+"""What empties each memory of prepared problems; front ends that keep some add theirs."""
+
+
+def forget() -> None:
+    """Let every prepared problem go: the next call of a layer asks for a plan again."""
+    for empty in forgetters:
+        empty()
 
 
 def make_plan(spec: ConvSpec, batch: int, input_size: tuple[int, ...], dtype: str) -> plans.Plan:
     """The plan of a call (of its zero-padded core, where the padding mode is another)."""
     problem = Problem(spec, batch, tuple(input_size), spec.output_size(input_size), dtype)
     core, note = _core(problem)
-    plan = plans.make(core, target(), threads.get_num_threads())
+    plan = _plan(core, threads.get_num_threads())
     return replace(plan, note=f"{plan.note}; {note}") if note else plan
+
+
+def _plan(problem: Problem, count: int) -> plans.Plan:
+    """The plan by what measuring has shown of such a layer, else by estimates."""
+    return plans.make(problem, target(), count, advice.lookup(problem, target(), count))
 
 
 def _core(problem: Problem) -> tuple[Problem, str]:
@@ -186,7 +199,7 @@ def _prepare(spec: ConvSpec, shape: tuple[int, ...], dtype: str) -> Prepared | N
     if found is not key:
         return found  # type: ignore[return-value]
     problem = Problem(spec, shape[0], shape[2:], spec.output_size(shape[2:]), dtype)
-    plan = plans.make(problem, target(), key[3])
+    plan = _plan(problem, key[3])
     jit.debug("spec", lambda: repr(problem))
     jit.debug("plan", lambda: str(plan))
     prepared = None if plan.module is None else Prepared(plan)
@@ -211,12 +224,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _frozen(array: NDArray[Any]) -> bool:
+    """Whether nobody can write to the array, nor to an array that it is a view of."""
+    while not array.flags.writeable:
+        base = array.base
+        if not isinstance(base, np.ndarray):
+            return True
+        array = base
+    return False
+
+
 def packed_weight(prepared: Prepared, weight: NDArray[Any]) -> NDArray[Any]:
     """The weight as the prepared kernel reads it; packed again only where it has changed.
 
-    A read-only array is known by identity. A writable one may change without notice, so its content is compared.
+    A read-only array (no view of a writable one) is known by identity, so do not unlock and change it. A writable one may
+    change without notice, so its content is compared.
     """
-    if weight.flags.writeable:
+    if not _frozen(weight):
         return packed_content(prepared, memory.address(weight), weight.nbytes, lambda: weight)
     key = (memory.address(weight), weight.shape, prepared.packing)
     kept = _packed.get(key)

@@ -22,6 +22,7 @@ class Target:
     l2: int
     masks: bool
     """Whether masked loads and stores cost about what plain ones do."""
+    fma: bool = True
     hertz: float = 3e9
     """A nominal clock, for estimates that are compared with each other only."""
 
@@ -79,8 +80,8 @@ def host(level: str | None = None) -> Target:
         generic, width, registers = X86_LEVELS[chosen]
         if chosen == best:
             flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))
-            return Target(chosen, triple, cpu, flags, width, registers, l1, l2, masks=chosen == "avx512")
-        return Target(chosen, triple, generic, "", width, registers, l1, l2, masks=chosen == "avx512")
+            return Target(chosen, triple, cpu, flags, width, registers, l1, l2, masks=chosen == "avx512", fma=chosen != "sse2")
+        return Target(chosen, triple, generic, "", width, registers, l1, l2, masks=chosen == "avx512", fma=chosen != "sse2")
     if level:
         raise ValueError(f"UPCONV_TARGET is {level!r}: it is for x86-64, this machine is {arch}")
     flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))

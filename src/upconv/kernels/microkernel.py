@@ -36,8 +36,8 @@ class Tile:
 
 
 def fits(rows: int, vectors: int, target: Target) -> bool:
-    """Whether accumulators, one k-step's vectors and a broadcast leave a register spare."""
-    spare = 1 if target.registers > 16 else 0
+    """Whether accumulators, one k-step's vectors and a broadcast fit, a product too where multiply and add are not fused."""
+    spare = 1 if target.registers > 16 or not target.fma else 0
     return rows * vectors + vectors + 1 + spare <= target.registers
 
 

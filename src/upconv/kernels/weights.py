@@ -155,7 +155,11 @@ def emit(transform: Transform) -> str:
                         columns = _along(f, d, matrix, columns)
                 out = target[((t * s["channels"] + c) * s["planes"] + b) * rows]
                 for i, point in enumerate(sorted(columns)):
-                    f.masked_store(columns[point], out[s["target_point"] * i], used)
+                    address = out[s["target_point"] * i]
+                    if rows == lanes:
+                        f.store(columns[point], address)
+                    else:
+                        f.masked_store(columns[point], address, used)
         del workspace
 
     return module([jobs.emit_entry("entry", SLOTS, task)])
