@@ -197,13 +197,13 @@ ONE_LAYER: dict[str, tuple[bool, tuple[int, ...], int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", ONE_LAYER)
 def test_a_new_length_or_batch_compiles_nothing(name: str) -> None:
-    """A hundred lengths, three batches: every kernel that plans choose among them is compiled once.
+    """A hundred lengths, three batches: every kernel that plans choose among them is compiled once, its packing as well.
 
     The shortest has two positions: of a single one, whole phases or taps may meet only padding, which is another layer's code.
     """
     compiled, kernels, lengths = said(COUNT.format(layer=ONE_LAYER[name]), UPCONV_CACHE="off").split(" ", 2)
     around = 2  # the weight's fingerprint and the workers' loop, once a process
-    assert int(compiled) <= int(kernels) + around, f"compiled at lengths {lengths}"
+    assert int(compiled) <= 2 * int(kernels) + around, f"compiled at lengths {lengths}"
 
 
 def test_code_parameters_do_not_hold_sizes() -> None:
