@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import upconv.torch  # noqa: E402
+from upconv import execute  # noqa: E402
 from upconv.torch import accelerate, accelerating, calls, finding, restore  # noqa: E402
 from upconv.torch.fusing import activation_of, fold  # noqa: E402
 
@@ -43,13 +44,14 @@ def close(a: Any, b: Any) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """(spec name, activation) of every call that reaches the kernels."""
     seen: list[tuple[str, Any]] = []
-    real = calls.arrays.forward
+    real = execute.Prepared.run
 
-    def watched(spec: Any, *rest: Any) -> Any:
+    def watched(self: execute.Prepared, *addresses: Any) -> None:
+        spec = self.plan.problem.spec
         seen.append((spec.name, None if spec.activation is None else spec.activation.name))
-        return real(spec, *rest)
+        real(self, *addresses)
 
-    monkeypatch.setattr(calls.arrays, "forward", watched)
+    monkeypatch.setattr(execute.Prepared, "run", watched)
     return seen
 
 
