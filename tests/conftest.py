@@ -18,6 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)
     if cache is not None:
         os.environ.setdefault("UPCONV_CACHE_DIR", str(cache.mkdir("upconv") / "objects"))
+        os.environ.setdefault("UPCONV_WISDOM", str(cache.mkdir("upconv") / "wisdom.json"))
 
 
 @pytest.fixture

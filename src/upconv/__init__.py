@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 # fmt: off
 # isort: off
 if TYPE_CHECKING:
-    from upconv import artifacts, conventions, explain, nn, shapes, streaming
+    from upconv import artifacts, conventions, explain, nn, shapes, streaming, wisdom
     from upconv.codegen.threads import get_num_threads, set_num_threads
     from upconv.functional import conv, conv1d, conv2d, conv3d
     from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d, plan
@@ -21,7 +21,7 @@ __all__ = [
     "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "conv_backward", "conv_transpose_backward", "plan", "get_num_threads", "set_num_threads",
-    "artifacts", "conventions", "explain", "nn", "shapes", "streaming",
+    "artifacts", "conventions", "explain", "nn", "shapes", "streaming", "wisdom",
 ]
 # fmt: on
 __dir__ = __all__.copy

@@ -90,6 +90,7 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: t
 
 
 _ready: dict[Any, execute.Ready] = {}
+execute.forgetters.append(_ready.clear)
 _MOST_READY = 4096
 
 

@@ -79,6 +79,7 @@ def ready(spec: ConvSpec, shape: Sequence[int], dtype: torch.dtype, batched: boo
 
 
 _known = lru_cache(maxsize=4096)(lambda spec, shape, dtype, threads: ready(spec, shape, dtype))
+execute.forgetters.append(_known.cache_clear)
 
 
 def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:

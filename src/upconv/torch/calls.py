@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from upconv import execute
 from upconv.codegen.threads import get_num_threads
 from upconv.spec import ConvSpec, SpecError, required_output_padding
 from upconv.torch import arrays, ops, torchs
@@ -163,6 +164,7 @@ def _hashable(value: Any) -> Any:
 
 
 _ready: dict[Any, Any] = {}
+execute.forgetters.append(_ready.clear)
 _MOST_READY = 4096
 
 
