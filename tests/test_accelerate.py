@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 
 import upconv.torch  # noqa: E402
 from upconv import execute  # noqa: E402
-from upconv.torch import accelerate, accelerating, calls, finding, restore  # noqa: E402
+from upconv.torch import accelerate, accelerating, finding, restore  # noqa: E402
 from upconv.torch.fusing import activation_of, fold  # noqa: E402
 
 OURS = (upconv.torch.Conv1d, upconv.torch.Conv2d, upconv.torch.Conv3d, upconv.torch.ConvTranspose1d)
