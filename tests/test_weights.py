@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from kernel_runs import KERNELS, problems
 
+from kernel_runs import KERNELS, problems
 from upconv import execute, planner
 from upconv.codegen import target as targets
 from upconv.kernels import weights

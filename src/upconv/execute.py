@@ -344,7 +344,6 @@ class Ready:
         self._prepared(x, weight, bias, y)
         return y
 
-
     def at(self, x: int, weight: int, size: int, array: Callable[[], NDArray[Any]], bias: int | None, y: int) -> None:
         """The same for memory at addresses: `size` is the weight's in bytes, `array` makes it an array if need be."""
         packed = packed_content(self._prepared, weight, size, array)

@@ -212,4 +212,3 @@ def reference(layout: Layout, weight: NDArray[Any]) -> NDArray[Any]:
     if not parts:
         return np.zeros(16, weight.dtype)
     return np.ascontiguousarray(np.concatenate(parts, axis=2))
-
