@@ -57,7 +57,7 @@ def key(problem: Problem, threads: int) -> str:
     """A problem in words. Activations do not matter, nor do sizes between two powers of two."""
     sizes = times([_upwards(n) for n in problem.input_size])
     layer = replace(problem.spec, activation=None)
-    return f"{layer}; batch to {_upwards(problem.batch)}; input to {sizes}; {problem.dtype}; {threads} threads"
+    return f"{layer}; batch to {_upwards(problem.batch)}; input to {sizes}; {problem.dtype}; threads {threads}"
 
 
 def lookup(problem: Problem, target: Target | None, threads: int) -> Advice | None:

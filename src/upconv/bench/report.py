@@ -166,6 +166,9 @@ def headline(report: Report) -> list[str]:
         lines.append(f"- Fastest rival, layers: {counts}.")
     if found["largest_difference"] is not None:
         lines.append(f"- Largest difference from PyTorch, relative to a layer's largest output: {found['largest_difference']:.1e}.")
+    wise = sum("chosen by wisdom" in o.note for o in report.outcomes)
+    if wise:
+        lines.append(f"- {wise} of {len(report.outcomes)} plans were chosen by measuring before (`upconv tune`), not by estimates.")
     if report.waiting:
         lines.insert(0, f"- **Interrupted: {report.waiting} layers were not measured.**")
     return lines

@@ -26,6 +26,7 @@ COMMANDS = (
     "inspect",
     "explore",
     "bench",
+    "tune",
 )
 
 app = typer.Typer(
