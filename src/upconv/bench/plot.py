@@ -25,11 +25,11 @@ def draw(report: Report, form: str = "svg") -> bytes:
         ratios = [(o.ratio, o.ratio_default) for o in outcomes]
         _dots(left, [r for _, r in ratios], ORANGE, "PyTorch's default")
         _dots(left, [r for r, _ in ratios], BLUE, "the fastest rival")
-        left.set_title("times faster than")
+        left.set_xlabel("times faster than")
         theirs = [None if o.fastest is None else report.fraction(o, o.times[o.fastest].median) for o in outcomes]
         _dots(right, theirs, GREY, "the fastest rival")
         _dots(right, [report.fraction(o) for o in outcomes], BLUE, "upconv")
-        right.set_title("fraction of the direct-sum limit")
+        right.set_xlabel("fraction of the direct-sum limit")
         left.set_yticks(range(len(names)), names)
         left.set_ylim(-0.8, len(names) - 0.2)
         for axes in (left, right):
@@ -54,4 +54,4 @@ def _frame(axes: Any) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
