@@ -48,7 +48,7 @@ def _dots(axes: Any, values: list[float | None], colour: str, label: str) -> Non
 def _frame(axes: Any) -> None:
     """A logarithmic scale with plain numbers, a line at 1, a faint line a layer."""
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
     axes.axvline(1, color="#24292f", linewidth=0.8)
     axes.grid(axis="y", color="#d0d7de", linewidth=0.4)
     axes.tick_params(axis="y", length=0)
