@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upconv import artifacts, conventions, explain, nn, shapes, streaming, wisdom
     from upconv.codegen.threads import get_num_threads, set_num_threads
+    from upconv.execute import get_precise, set_precise
     from upconv.functional import conv, conv1d, conv2d, conv3d
     from upconv.functional import conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d, plan
     from upconv.gradients import conv_backward, conv_transpose_backward
@@ -20,13 +21,13 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvSpec", "SpecError", "conv", "conv1d", "conv2d", "conv3d",
     "conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "conv_backward", "conv_transpose_backward", "plan", "get_num_threads", "set_num_threads",
+    "conv_backward", "conv_transpose_backward", "plan", "get_num_threads", "set_num_threads", "get_precise", "set_precise",
     "artifacts", "conventions", "explain", "nn", "shapes", "streaming", "wisdom",
 ]
 # fmt: on
 __dir__ = __all__.copy
 _HOMES = dict(ConvSpec="spec", SpecError="spec", conv_backward="gradients", conv_transpose_backward="gradients")
-_HOMES |= dict(get_num_threads="codegen.threads", set_num_threads="codegen.threads")
+_HOMES |= dict(get_num_threads="codegen.threads", set_num_threads="codegen.threads", get_precise="execute", set_precise="execute")
 
 
 def __getattr__(name: str) -> Any:  # a name with a home, a module, or a function of upconv.functional

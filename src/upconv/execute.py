@@ -174,7 +174,35 @@ def make_plan(spec: ConvSpec, batch: int, input_size: tuple[int, ...], dtype: st
 
 def _plan(problem: Problem, count: int) -> plans.Plan:
     """The plan by what measuring has shown of such a layer, else by estimates."""
-    return plans.make(problem, target(), count, advice.lookup(problem, target(), count))
+    return plans.make(problem, target(), count, advice.lookup(problem, target(), count), _precise)
+
+
+_precise = os.environ.get("UPCONV_PRECISE", "0") not in ("", "0")
+
+
+def set_precise(on: bool) -> None:
+    """Whether calls from now on use only kernels that round as the direct sum does, which leaves Winograd out.
+
+    >>> set_precise(True)
+    >>> get_precise()
+    True
+    >>> set_precise(False)
+
+    Off at first, unless the environment says UPCONV_PRECISE=1. Winograd's error stays of the direct sum's order
+    (docs/winograd.md has figures), but a NaN or an infinity spreads over its tile.
+    """
+    global _precise
+    _precise = bool(on)
+    forget()
+
+
+def get_precise() -> bool:
+    """Whether only kernels that round as the direct sum does are used.
+
+    >>> get_precise()
+    False
+    """
+    return _precise
 
 
 def _core(problem: Problem) -> tuple[Problem, str]:

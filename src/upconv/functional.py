@@ -117,7 +117,8 @@ def _key(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
     """What a call's checks depend on, or None for things other than arrays."""
     try:
         of_bias = None if bias is None else (bias.shape, bias.dtype)
-        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, get_num_threads(), arguments)
+        kinds = tuple(map(type, arguments[0])) if arguments and type(arguments[0]) is tuple else None  # 2.0 is not 2
+        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, get_num_threads(), arguments, kinds)
     except AttributeError:
         return None
 

@@ -83,10 +83,11 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def make(problem: Problem, target: Target | None, threads: int, advice: Advice | None = None) -> Plan:
+def make(problem: Problem, target: Target | None, threads: int, advice: Advice | None = None, precise: bool = False) -> Plan:
     """The plan of a problem on a target; a target of None means a machine without a JIT.
 
-    `advice` overrules the estimates where it names a kernel that takes the problem.
+    `advice` overrules the estimates where it names a kernel that takes the problem. `precise` leaves out kernels whose
+    rounding is not the direct sum's.
     """
     if target is None:
         reason = "no code can be made on this machine"
@@ -95,8 +96,10 @@ def make(problem: Problem, target: Target | None, threads: int, advice: Advice |
         return Plan(problem, target, 1, "reference", "reference", "nothing to compute", None, ())
     rejected: list[tuple[str, str]] = []
     offers = []
-    for kernel in CANDIDATES if problem.batch else ():
+    for kernel in CANDIDATES:
         reason = kernel.rejects(problem, target)
+        if precise and not kernel.EXACT:
+            reason = reason or "precise results are asked for, and its rounding is not the direct sum's"
         if reason:
             rejected.append((kernel.NAME, reason))
             continue

@@ -22,6 +22,7 @@ from upconv.kernels.microkernel import Tile
 from upconv.spec import Problem
 
 NAME = "direct"
+EXACT = True
 ELEMENTS = {"float32": "float", "float64": "double"}
 SLOTS = jobs.Slots(
     (

@@ -1,0 +1,66 @@
+"""Winograd's rounding beside the direct sum's, both against float64; and the way to do without it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import upconv
+from upconv import execute
+from upconv.codegen import target as targets
+from upconv.kernels import direct, winograd
+from upconv.planner import Plan
+from upconv.spec import Problem
+
+LAYERS = {
+    "k4s2, 2-D": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=2), (20, 20), 128),
+    "k3 stride 1, 2-D": (dict(transposed=False, kernel_size=3, padding=1, rank=2), (24, 24), 128),
+    "k16s8, 1-D": (dict(transposed=True, kernel_size=16, stride=8, padding=4, rank=1), (96,), 256),
+    "k4s2 convolution, 2-D": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (40, 40), 128),
+}
+
+
+def error(kernel, problem: Problem, x, weight, truth) -> float:
+    """The kernel's root mean square error, relative to the truth's."""
+    target = targets.host()
+    how = kernel.blocking(problem, target, 1)
+    prepared = execute.Prepared(Plan(problem, target, 1, kernel.NAME, kernel.code_name(problem, how, target), "", how, ()))
+    y = np.empty(problem.output_shape, problem.dtype)
+    prepared(x, weight, None, y)
+    return float(np.sqrt(np.mean((y - truth) ** 2) / np.mean(truth**2)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_winograd_errs_at_most_four_times_as_much_as_the_direct_sum(name: str) -> None:
+    arguments, size, channels = LAYERS[name]
+    spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)
+    problem = Problem(spec, 1, size, spec.output_size(size))
+    if winograd.rejects(problem, targets.host()):
+        pytest.skip(str(winograd.rejects(problem, targets.host())))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(problem.input_shape, np.float32)
+    weight = rng.standard_normal(spec.weight_shape, np.float32)
+    call = upconv.conv_transpose if spec.transposed else upconv.conv
+    wide = dict(stride=spec.stride, padding=spec.padding)
+    upconv.set_precise(True)
+    try:
+        truth = call(x.astype(np.float64), weight.astype(np.float64), **wide)
+    finally:
+        upconv.set_precise(False)
+    errors = [error(kernel, problem, x, weight, truth) for kernel in (winograd, direct)]
+    assert errors[1] < 2e-6
+    assert errors[0] <= 4 * errors[1], errors
+
+
+def test_precise_leaves_winograd_out_and_says_so() -> None:
+    shape, weight = (1, 256, 64, 64), (256, 256, 4, 4)
+    upconv.set_precise(True)
+    try:
+        plan = upconv.plan(shape, weight, stride=2, padding=1)
+        assert plan.algorithm != "winograd"
+        assert ("winograd", "precise results are asked for, and its rounding is not the direct sum's") in plan.not_chosen
+    finally:
+        upconv.set_precise(False)
+    assert not upconv.get_precise()
+    if targets.host().lanes(4) >= 8:
+        assert upconv.plan(shape, weight, stride=2, padding=1).algorithm == "winograd"
