@@ -106,9 +106,17 @@ def _conv_taps(size: int, out_size: int, kernel: int, stride: int, before: int, 
 
 
 def axis(
-    transposed: bool, size: int, out_size: int, kernel: int, stride: int, before: int, dilation: int, cropped: bool = False
+    transposed: bool,
+    size: int,
+    out_size: int,
+    kernel: int,
+    stride: int,
+    before: int,
+    dilation: int,
+    cropped: bool = False,
+    planes: bool = True,
 ) -> Axis:
-    """One dimension's geometry; `before` is the padding before.
+    """One dimension's geometry; `before` is the padding before. Without `planes` a convolution keeps the stride it is given.
 
     A transposed layer may be numbered `cropped` (phases by the output index: fewest positions) or not (phases by the index
     before cropping: where the kernel is a multiple of the stride, all phases then read the same inputs).
@@ -123,17 +131,17 @@ def axis(
         phases = _transposed_phases(size, out_size, kernel, stride, seen, dilation, crop, low)
         in_step, out_step = 1, stride
     else:
-        if out_size == 1:  # every stride gives the same; this one reads each input once, without neighbours
+        if out_size == 1 and planes:  # every stride gives the same; this one reads each input once, without neighbours
             stride = effective_kernel(kernel, dilation)
         low, crop, positions = 0, 0, out_size
         phases = (_conv_taps(size, out_size, kernel, stride, before, dilation),)
         in_step, out_step = stride, 1
     taps = [tap for row in phases for tap in row or ()] or [(0, 0, 0)]
-    offsets, planes = [offset for _, offset, _ in taps], [plane for _, _, plane in taps]
+    offsets, split = [offset for _, offset, _ in taps], [plane for _, _, plane in taps]
     least, span = min(offsets), max(offsets) - min(offsets)
     start, stop = low + least, low + least + positions + span
     zeros_before = max(0, -start)
-    zeros_after = max(0, stop - -((min(planes) - size) // in_step))
+    zeros_after = max(0, stop - -((min(split) - size) // in_step))
     shared = min(zeros_before, zeros_after, span)
     return Axis(
         size=size,
@@ -145,7 +153,7 @@ def axis(
         pitch=positions + span - shared,
         base=start + shared,
         first=least + shared,
-        planes=max(planes) + 1,
+        planes=max(split) + 1,
         phases=phases,
     )
 

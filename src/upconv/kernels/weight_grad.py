@@ -75,7 +75,7 @@ def band(problem: Problem) -> Band:
     """The band of the convolution of stride 1, of whose outputs every stride-th is meant."""
     spec = problem.spec
     sizes = zip(problem.input_size, problem.output_size, spec.kernel_size, spec.stride, spec.padding, spec.dilation, strict=True)
-    axes = [axis(False, n, s * (o - 1) + 1, k, 1, lo, d) for n, o, k, s, (lo, _), d in sizes]
+    axes = [axis(False, n, s * (o - 1) + 1, k, 1, lo, d, planes=False) for n, o, k, s, (lo, _), d in sizes]
     d, h, w = [*[axis(False, 1, 1, 1, 1, 0, 1)] * (3 - spec.rank), *axes]
     return Band(problem.batch, (d, h, w))
 
