@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from upconv import execute
 from upconv.gradients import conv_backward, conv_transpose_backward
+from upconv.kernels import reference
 from upconv.shapes.dual import dual
 from upconv.spec import ConvSpec, SpecError, effective_kernel
 
@@ -146,6 +147,20 @@ def test_strided_and_read_only_arrays_are_taken() -> None:
     copies = conv_backward(g.copy(), x.copy(), w.copy(), padding=1)
     for a, b in zip(ours, copies, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_one_position_in_or_out(rank: int, stride: int, transposed: bool) -> None:
+    """Every tap of the weight has an x of its own, though a single position needs no neighbours."""
+    spec = ConvSpec.make(
+        transposed=transposed, in_channels=2, out_channels=3, kernel_size=(3,) * rank, stride=stride, padding=(0,) * rank
+    )
+    rng = np.random.default_rng(rank)
+    small, large = (2, 2 if transposed else 3, *(1,) * rank), (2, 3 if transposed else 2, *(3,) * rank)
+    x, g = (whole_numbers(rng, shape) for shape in ((small, large) if transposed else (large, small)))
+    np.testing.assert_array_equal(execute.weight_gradient(spec, x, g), reference.weight_gradient(spec, x, g))
 
 
 def test_empty_batch_has_zero_weight_gradient() -> None:
