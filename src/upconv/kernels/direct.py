@@ -229,7 +229,7 @@ def _choose_block(
     `band_row` and `scratch_row` are the bytes that one position needs in the band and in the scratch block.
     """
     most = min(target.l2 * 0.45 / band_row - halo, target.l2 * 0.25 / scratch_row)
-    most = max(2 * tile.width, int(most))
+    most = max(2 * tile.width, int(most), halo // 2)
     pieces = max(1, ceil(length / most))
     if pieces * groups < 4 * threads:  # even out the threads' shares, in blocks that are worth their halo
         least = max(4 * tile.width, 2 * halo)
