@@ -17,7 +17,7 @@ from upconv.explain import explain
 from upconv.explain.animate import animated_svg
 from upconv.explain.scene import PITCH, Item, Mark, Scene, Stroke, Words, legend
 from upconv.explain.svg import render
-from upconv.kernels import geometry, winograd
+from upconv.kernels import geometry, winograd_tiles
 from upconv.spec import ConvSpec, Problem
 
 K4S2 = dict(kernel_size=4, stride=2, padding=1)
@@ -77,12 +77,12 @@ def gemm() -> str:
 
 def winograd_window() -> str:
     """Both phases of k4 s2 read one window of four inputs for three outputs each."""
-    outputs = winograd.OUTPUTS[2]
+    outputs = winograd_tiles.OUTPUTS[2]
     items: list[Item] = [
         Words(16, 20, "k4 s2, uncropped: one window of 4 inputs serves a tile of 3 outputs of either phase", 12, bold=True)
     ]
     step = 78.0
-    xs = [190 + step * n for n in range(winograd.WINDOW)]
+    xs = [190 + step * n for n in range(winograd_tiles.WINDOW)]
     where = {(q, a): 190 + step * (q + 0.5) + (a - 0.5) * step / 2 for q in range(outputs) for a in range(2)}
     for (q, a), x in where.items():
         for offset in (0, 1):
