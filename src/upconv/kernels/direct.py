@@ -13,17 +13,16 @@ from math import ceil, inf, prod
 
 import numpy as np
 
-from upconv.codegen.ir import SIZES, Function, Value, module
+from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
 from upconv.kernels import microkernel, pack, store, weights
-from upconv.kernels.geometry import Band, band
+from upconv.kernels.geometry import Band, band, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.spec import Problem
 
 NAME = "direct"
 EXACT = True
-ELEMENTS = {"float32": "float", "float64": "double"}
 SLOTS = jobs.Slots(
     (
         *pack.SLOTS,
@@ -117,10 +116,6 @@ def phase_groups(shape: Band) -> tuple[PhaseGroup, ...]:
     )
 
 
-def _round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
-
-
 def _rows_cost(tile: Tile, channels: int, chunk: int, groups: tuple[tuple[int, int], ...]) -> float:
     """Tile steps (times input channels) for all output channels in chunks; `groups` holds (phases, taps)."""
     steps = sum((t + 0.25) * ceil(chunk * p / tile.rows) for p, t in groups)
@@ -154,7 +149,7 @@ def _choose_tile(problem: Problem, target: Target) -> Tile:
     typical = replace(problem, batch=1, input_size=size, output_size=spec.output_size(size))
     groups, channels = _shape_groups(band(typical)), spec.out_channels // spec.groups
     best = (inf, -1)
-    offered = microkernel.tiles(ELEMENTS[problem.dtype], target)
+    offered = microkernel.tiles(microkernel.ELEMENTS[problem.dtype], target)
     for i, tile in enumerate(offered):
         chunk = _choose_chunk(tile, target, channels, groups)
         cost = _rows_cost(tile, channels, chunk, groups) * microkernel.step_cycles(tile) / tile.width
@@ -195,7 +190,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     if block_count * spec.groups < 4 * threads and chunks > 1:
         splits = min(chunks, ceil(4 * threads / (block_count * spec.groups)))
         splits = ceil(chunks / ceil(chunks / splits))
-    plane_pitch = _round_up(block + left + right + tile.lanes, 16)
+    plane_pitch = round_up(block + left + right + tile.lanes, 16)
     channel_pitch = plane_pitch * planes
     while channel_pitch * item % 1024 == 0 or channel_pitch * item % 4096 < 64:
         channel_pitch += 16
@@ -213,11 +208,9 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right=right,
         plane_pitch=plane_pitch,
         channel_pitch=channel_pitch,
-        table_bytes=max(
-            _round_up((out_rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(block + left + right + tile.lanes, shape)
-        ),
-        scratch_bytes=_round_up(rows * block * item, 64),
-        band_bytes=_round_up((channels_in * channel_pitch + 2 * tile.width) * item, 64),
+        table_bytes=max(round_up((out_rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(block + left + right + tile.lanes, shape)),
+        scratch_bytes=round_up(rows * block * item, 64),
+        band_bytes=round_up((channels_in * channel_pitch + 2 * tile.width) * item, 64),
     )
 
 
@@ -235,8 +228,8 @@ def _choose_block(
         least = max(4 * tile.width, 2 * halo)
         pieces = max(pieces, min(ceil(4 * threads / groups), length // least, 4 * threads))
     if pieces > 1 and groups < threads:
-        pieces = _round_up(pieces, threads)
-    return _round_up(ceil(length / max(pieces, 1)), tile.lanes if length < 4 * tile.width else tile.width)
+        pieces = round_up(pieces, threads)
+    return round_up(ceil(length / max(pieces, 1)), tile.lanes if length < 4 * tile.width else tile.width)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -336,8 +329,7 @@ def emit(problem: Problem, how: Blocking) -> str:
     do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, inner.in_step), SLOTS)
     do_rows = store.emit_rows(SLOTS)
     do_store = store.emit(store.Store(tile.element, tile.lanes, step, problem.spec.activation), SLOTS)
-    do_tile = microkernel.emit(tile)
-    do_narrow = microkernel.emit(replace(tile, vectors=1), "narrow")
+    do_tiles = microkernel.emit_both(tile)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
@@ -356,7 +348,7 @@ def emit(problem: Problem, how: Blocking) -> str:
         count = f.call(do_rows, [job, table, low, low + width])
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
-            _emit_chunk(f, job, s, ic, stored[s["left"]], weight, scratch, width, tile, (do_tile, do_narrow))
+            _emit_chunk(f, job, s, ic, stored[s["left"]], weight, scratch, width, tile, do_tiles)
             channel = ic * s["chunk"]
             number_out = group * s["channels_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
@@ -364,7 +356,7 @@ def emit(problem: Problem, how: Blocking) -> str:
             f.call(do_store, [job, table, count, scratch, y_plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([do_tile, do_narrow, do_pack, do_rows, do_store, entry])
+    return module([*do_tiles, do_pack, do_rows, do_store, entry])
 
 
 _TASK_SLOTS = (
@@ -388,18 +380,14 @@ def _emit_chunk(
 ) -> None:
     """Every phase group of one chunk of output channels, into the scratch block: wide tiles, then narrow ones."""
     taps, table = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "phase_groups", "i64")
-    whole = width // tile.width * tile.width
     with f.loop(0, s["group_count"], name="pg") as pg:
         count, first_tap, blocks, weight_at, first_row = (f.load("i64", table[pg * GROUP + i]) for i in range(GROUP))
         depth = count * s["channels"] * tile.rows
         with f.loop(0, blocks, name="ir") as ir:
             left = weight[weight_at + (ic * blocks + ir) * depth]
             row = scratch[(first_row + ir * tile.rows) * s["scratch_pitch"]]
-            ends = ((f.value(0), whole, tile.width, do_tiles[0]), (whole, width, tile.lanes, do_tiles[1]))
-            for start, stop, step, do in ends:
-                with f.loop(start, stop, step, name="jr") as jr:
-                    sizes = [count, s["channels"], s["channel_pitch"], row[jr], s["scratch_pitch"]]
-                    f.call(do, [left, stored[jr], taps[first_tap * 2], *sizes])
+            sizes: list[Int] = [taps[first_tap * 2], count, s["channels"], s["channel_pitch"]]
+            microkernel.emit_strip(f, tile, do_tiles, left, stored, sizes, row, s["scratch_pitch"], width)
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -417,7 +405,7 @@ def macs(problem: Problem, how: Blocking) -> int:
         blocks * how.tile.rows * len(group.reads)
         for group, blocks in zip(phase_groups(band(problem, how.cropped)), how.tile_blocks, strict=True)
     )
-    columns = _round_up(band(problem, how.cropped).length, how.tile.lanes)
+    columns = round_up(band(problem, how.cropped).length, how.tile.lanes)
     return depth * how.chunks * columns * (spec.in_channels // spec.groups) * spec.groups
 
 

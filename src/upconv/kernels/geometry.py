@@ -14,6 +14,12 @@ from itertools import product
 from upconv.shapes.phase import phase_taps
 from upconv.spec import Problem, effective_kernel
 
+
+def round_up(value: int, unit: int) -> int:
+    """The least multiple of `unit` that is not below `value`."""
+    return -(-value // unit) * unit
+
+
 Taps = tuple[tuple[int, int, int], ...]
 """One dimension of a phase: (kernel index, offset, plane) of each tap."""
 

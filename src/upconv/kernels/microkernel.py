@@ -7,10 +7,14 @@ registers. Names follow BLIS: the tile's height is MR (`rows`), its width NR (`v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
 
-from upconv.codegen.ir import SIZES, Carry, Function, Value, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, vector
 from upconv.codegen.target import Target
+
+ELEMENTS = {"float32": "float", "float64": "double"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,32 @@ def step_cycles(tile: Tile) -> float:
     crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
     loads = tile.rows + tile.vectors * crossing
     return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.5
+
+
+@lru_cache(maxsize=512)
+def best_tile(dtype: str, target: Target, rows: int) -> Tile:
+    """The tile of a plain GEMM of so many rows, for the fewest cycles over them."""
+    offered = [t for t in tiles(ELEMENTS[dtype], target) if t.vectors > 1]
+    return min(offered, key=lambda t: ceil(rows / t.rows) * step_cycles(t) / t.width)
+
+
+def emit_both(tile: Tile) -> tuple[Function, Function]:
+    """The tile, and the narrow one of a single vector that finishes its rows."""
+    return emit(tile), emit(replace(tile, vectors=1), "narrow")
+
+
+def emit_strip(
+    f: Function, tile: Tile, both: tuple[Function, Function], left: Value, right: Value, sizes: list[Int], out: Value, pitch: Int,
+    width: Value,
+) -> None:  # fmt: skip
+    """Calls for `width` columns of one strip of rows: wide tiles, then narrow ones.
+
+    `sizes` holds the tap table, the number of taps, the channels and the right operand's pitch; `pitch` is the output's.
+    """
+    whole = width // tile.width * tile.width
+    for start, stop, step, do in ((f.value(0), whole, tile.width, both[0]), (whole, width, tile.lanes, both[1])):
+        with f.loop(start, stop, step, name="jr") as jr:
+            f.call(do, [left, right[jr], *sizes, out[jr], pitch])
 
 
 def emit(tile: Tile, name: str = "tile") -> Function:

@@ -8,24 +8,23 @@ phase of the output gathers its taps' rows (`fold`); the rows are then woven and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
 
 import numpy as np
 
-from upconv.codegen.ir import Carry, Function, Value, module
+from upconv.codegen.ir import Carry, Function, Int, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
 from upconv.kernels import microkernel, pack, store, weights
-from upconv.kernels.geometry import Axis, Band
+from upconv.kernels.geometry import Axis, Band, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.shapes.phase import phase_taps
 from upconv.spec import Problem
 
 NAME = "overlap_add"
 EXACT = True
-ELEMENTS = {"float32": "float", "float64": "double"}
 MOST_POSITIONS = 4096
 """Input positions of an image at most: a task takes whole images, patches and all."""
 
@@ -62,10 +61,6 @@ class Blocking:
     @property
     def workspace_bytes(self) -> int:
         return self.table_bytes + self.scratch_bytes + self.patch_bytes + self.x_bytes + 256
-
-
-def _round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
 
 
 # -- geometry ------------------------------------------------------------------------------------------------------------
@@ -120,18 +115,11 @@ def rejects(problem: Problem, target: Target) -> str | None:
 
 
 @lru_cache(maxsize=512)
-def _choose_tile(element: str, target: Target, rows: int) -> Tile:
-    """The tile of a layer, for the fewest cycles over its rows."""
-    offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
-    return min(offered, key=lambda t: ceil(rows / t.rows) * microkernel.step_cycles(t) / t.width)
-
-
-@lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Images a block as the cache holds, output channels in chunks whose patches fit beside them."""
     spec, item = problem.spec, problem.itemsize
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
-    tile = _choose_tile(ELEMENTS[problem.dtype], target, m * taps)
+    tile = microkernel.best_tile(problem.dtype, target, m * taps)
     positions, out_positions = prod(problem.input_size), prod(a.positions for a in band(problem).axes)
     phases = prod(spec.stride)
     images = max(1, int(target.l2 * 0.4 / (c * positions * item)))
@@ -140,8 +128,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     block_count = ceil(problem.batch / images)
     images = ceil(problem.batch / block_count)
     width = images * positions
-    patch_pitch = _round_up(width + tile.lanes, 16)
-    scratch_pitch = _round_up(images * out_positions, tile.lanes) + tile.lanes
+    patch_pitch = round_up(width + tile.lanes, 16)
+    scratch_pitch = round_up(images * out_positions, tile.lanes) + tile.lanes
     room = target.l2 * 0.35 / ((taps * patch_pitch + phases * scratch_pitch) * item)
     chunk = max(1, min(m, int(room)))
     least = ceil(4 * threads / (block_count * spec.groups))
@@ -153,7 +141,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     if block_count * spec.groups < 4 * threads and chunks > 1:
         splits = min(chunks, least)
         splits = ceil(chunks / ceil(chunks / splits))
-    x_pitch = _round_up(width + 2 * tile.lanes, 16)
+    x_pitch = round_up(width + 2 * tile.lanes, 16)
     if x_pitch * item % 1024 == 0:
         x_pitch += 16
     d, h, _ = band(problem).axes
@@ -161,10 +149,10 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     return Blocking(
         tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
         splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch,
-        table_bytes=max(_round_up((rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(width, band(problem))),
-        scratch_bytes=_round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
-        patch_bytes=_round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),
-        x_bytes=_round_up((c * x_pitch + 2 * tile.width) * item, 64),
+        table_bytes=max(round_up((rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(width, band(problem))),
+        scratch_bytes=round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
+        patch_bytes=round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),
+        x_bytes=round_up((c * x_pitch + 2 * tile.width) * item, 64),
     )  # fmt: skip
 
 
@@ -285,7 +273,7 @@ def emit(problem: Problem, how: Blocking) -> str:
     do_rows = store.emit_rows(SLOTS)
     finish = store.Store(tile.element, tile.lanes, step if step <= tile.lanes else 0, problem.spec.activation)
     do_store = store.emit(finish, SLOTS)
-    do_tile, do_narrow = microkernel.emit(tile), microkernel.emit(replace(tile, vectors=1), "narrow")
+    do_tiles = microkernel.emit_both(tile)
     do_fold = _emit_fold(tile)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
@@ -307,7 +295,7 @@ def emit(problem: Problem, how: Blocking) -> str:
         count = f.call(do_rows, [job, table, out_low, out_low + images * s["image_positions"]])
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
-            _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, (do_tile, do_narrow))
+            _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, do_tiles)
             channel = ic * s["chunk"]
             number_out = group * s["channels_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
@@ -315,7 +303,7 @@ def emit(problem: Problem, how: Blocking) -> str:
             f.call(do_store, [job, table, count, scratch, y[number_out * s["y_channel"]], number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([do_tile, do_narrow, do_pack, do_rows, do_store, do_fold, entry])
+    return module([*do_tiles, do_pack, do_rows, do_store, do_fold, entry])
 
 
 _TASK_SLOTS = (
@@ -339,14 +327,11 @@ def _emit_gemm(
 ) -> None:
     """The patches of one chunk of output channels: wide tiles, then narrow ones."""
     taps = SLOTS.pointer(f, job, "taps", "i64")
-    whole = width // tile.width * tile.width
     with f.loop(0, s["tile_blocks"], name="ir") as ir:
         left = weight[(ic * s["tile_blocks"] + ir) * tile.rows * s["channels_in"]]
         row = patches[ir * tile.rows * s["patch_pitch"]]
-        ends = ((f.value(0), whole, tile.width, do_tiles[0]), (whole, width, tile.lanes, do_tiles[1]))
-        for start, stop, step, do in ends:
-            with f.loop(start, stop, step, name="jr") as jr:
-                f.call(do, [left, stored[jr], taps, 1, s["channels_in"], s["x_pitch"], row[jr], s["patch_pitch"]])
+        sizes: list[Int] = [taps, 1, s["channels_in"], s["x_pitch"]]
+        microkernel.emit_strip(f, tile, do_tiles, left, stored, sizes, row, s["patch_pitch"], width)
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -360,7 +345,7 @@ def tasks(problem: Problem, how: Blocking) -> int:
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds done, padding of tiles included."""
     spec, lanes = problem.spec, how.tile.lanes
-    columns = how.block_count * _round_up(how.images * prod(problem.input_size), lanes)
+    columns = how.block_count * round_up(how.images * prod(problem.input_size), lanes)
     rows = how.chunks * how.tile_blocks * how.tile.rows
     return rows * columns * (spec.in_channels // spec.groups) * spec.groups
 

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from upconv.codegen.ir import Function, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import weight_tile
-from upconv.kernels.geometry import Band, axis
+from upconv.kernels import microkernel, weight_tile
+from upconv.kernels.geometry import Band, axis, round_up
 from upconv.kernels.weight_tile import Tile
 from upconv.spec import Problem
 
 NAME = "weight_gradient"
-ELEMENTS = {"float32": "float", "float64": "double"}
 SLOTS = jobs.Slots(
     (
         *weight_tile.RUN_SLOTS,
@@ -64,10 +63,6 @@ class Blocking:
     at: tuple[int, int, int, int]
     workspace_bytes: int
     partial_bytes: int
-
-
-def _round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
 
 
 @lru_cache(maxsize=512)
@@ -125,7 +120,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Blocks whose sums, band and panels share the second-level cache, and tasks for every thread."""
     spec, item = problem.spec, problem.itemsize
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
-    tile = _choose_tile(ELEMENTS[problem.dtype], target, m, c * taps)
+    tile = _choose_tile(microkernel.ELEMENTS[problem.dtype], target, m, c * taps)
     outputs = problem.batch * prod(problem.output_size)
     block = min(DEPTH, outputs)
     panels = ceil(m / tile.width)
@@ -136,7 +131,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     left, right = max(0, -min(flats)), max(0, max(flats))
     starts = np.arange(0, outputs, block)
     spans = _flat(problem, np.minimum(starts + block, outputs) - 1) - _flat(problem, starts)
-    reach = _round_up(int(spans.max()) + 1 + left + right + tile.lanes, 16)
+    reach = round_up(int(spans.max()) + 1 + left + right + tile.lanes, 16)
     room = min(target.l2 * 0.4 / item / (taps * m_block), target.l2 * 0.3 / item / reach)
     c_blocks = ceil(c / max(1, int(room)))
     work = outputs * c * m * taps * spec.groups
@@ -146,12 +141,12 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     c_block = ceil(c / c_blocks)
     c_blocks = ceil(c / c_block)
     channel_pitch = reach + 16 * (reach * item % 1024 == 0)
-    rows = _round_up(c_block * taps, tile.rows)
+    rows = round_up(c_block * taps, tile.rows)
     sums_pitch = rows * tile.width
     sums_size = m_block // tile.width * sums_pitch
     blocks = c_blocks * m_blocks * spec.groups
     splits = min(ceil(wanted / blocks), ceil(outputs / block), max(1, (32 << 20) // (blocks * sums_size * item)))
-    share = _round_up(ceil(outputs / splits), block)
+    share = round_up(ceil(outputs / splits), block)
     splits = ceil(outputs / share)
     panel_pitch = (block + tile.lanes) * tile.width
     sizes = (
@@ -161,7 +156,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         m_block // tile.width * panel_pitch * item,
         sums_size * item if splits == 1 else 0,
     )
-    ends = np.cumsum([_round_up(size, 64) for size in sizes]).tolist()
+    ends = np.cumsum([round_up(size, 64) for size in sizes]).tolist()
     return Blocking(
         tile=tile,
         c_block=c_block,
@@ -218,7 +213,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     }  # fmt: skip
     channel_at = np.arange(how.c_block)[:, None] * how.channel_pitch + how.left
     offsets = np.where(flats == _NOTHING, how.c_block * how.channel_pitch, channel_at + flats).reshape(-1)
-    missing = _round_up(len(offsets), how.tile.rows) - len(offsets)
+    missing = round_up(len(offsets), how.tile.rows) - len(offsets)
     tables = {
         "offsets": np.concatenate([offsets, np.repeat(offsets[-1:], missing)]),
         "counters": np.zeros(how.c_blocks * how.m_blocks * spec.groups, np.int64),
@@ -313,8 +308,8 @@ _TASK_SLOTS = (
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds done, padding of tiles included."""
     spec, tile = problem.spec, how.tile
-    rows = _round_up(how.c_block * prod(problem.spec.kernel_size), tile.rows) * how.c_blocks
-    columns = _round_up(spec.out_channels // spec.groups, tile.width)
+    rows = round_up(how.c_block * prod(problem.spec.kernel_size), tile.rows) * how.c_blocks
+    columns = round_up(spec.out_channels // spec.groups, tile.width)
     return problem.batch * prod(problem.output_size) * rows * columns * spec.groups
 
 

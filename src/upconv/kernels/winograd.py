@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
 from upconv.kernels import microkernel, pack, store, weights, winograd_code
+from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import Tile
 from upconv.kernels.winograd_tiles import WEIGHT, Way, band, band_reach, depth_taps, offsets, reads, steps, tiles, ways_of
 from upconv.spec import ConvSpec, Problem
@@ -34,7 +35,6 @@ NAME = "winograd"
 SLOTS = winograd_code.SLOTS
 EXACT = False
 """Rounding differs from the direct sum's, and a NaN spreads over its tile."""
-ELEMENTS = {"float32": "float", "float64": "double"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +90,8 @@ def rejects(problem: Problem, target: Target) -> str | None:
     return None
 
 
-def _round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
-
-
 def _phases(spec: ConvSpec) -> int:
     return prod(steps(spec)[0])
-
-
-@lru_cache(maxsize=512)
-def _choose_tile(element: str, target: Target, rows: int) -> Tile:
-    """The tile of a layer, for the fewest cycles over its rows."""
-    offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
-    return min(offered, key=lambda t: ceil(rows / t.rows) * microkernel.step_cycles(t) / t.width)
 
 
 @lru_cache(maxsize=512)
@@ -114,38 +103,38 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     shape, compact = band(problem), tiles(problem)
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     phases, planes_in = _phases(spec), prod(steps(spec)[1])
-    tile = _choose_tile(ELEMENTS[problem.dtype], target, m * phases)
+    tile = microkernel.best_tile(problem.dtype, target, m * phases)
     points, outputs = prod(w.window for w in ways), prod(w.outputs for w in ways)
     depth = c * planes_in
     plane_size = compact.axes[1].pitch * compact.axes[2].pitch
     halo = (depth_taps(spec, ways) - 1) * plane_size
     most = int(target.l2 * 0.3 / (points * depth * item)) - halo
-    most = max(_round_up(max(most, 1), tile.lanes), 2 * tile.width, halo // 2)
+    most = max(round_up(max(most, 1), tile.lanes), 2 * tile.width, halo // 2)
     pieces = max(1, ceil(compact.length / most))
     if pieces * spec.groups < 2 * threads and compact.length >= 4 * tile.width:
         pieces = max(pieces, min(ceil(2 * threads / spec.groups), compact.length // (2 * tile.width)))
     if pieces > 1 and spec.groups < threads:
-        pieces = _round_up(pieces, threads)
-    block = _round_up(ceil(compact.length / pieces), tile.lanes)
+        pieces = round_up(pieces, threads)
+    block = round_up(ceil(compact.length / pieces), tile.lanes)
     block_count = max(1, ceil(compact.length / block))
     room = max(1, int(target.l2 * 0.45 / ((points + outputs) * block * item * phases)))
     unit = max(1, tile.rows // phases)
     chunk = min(m, max(unit, room // unit * unit))
     chunks = ceil(m / chunk)
-    chunk = min(m, _round_up(ceil(m / chunks), unit))
+    chunk = min(m, round_up(ceil(m / chunks), unit))
     chunks = ceil(m / chunk)
     tile_blocks = ceil(chunk * phases / tile.rows)
     splits = 1
     if block_count * spec.groups < 2 * threads and chunks == 1 and m >= 2 * unit:
-        chunk = _round_up(ceil(m / threads), unit)
+        chunk = round_up(ceil(m / threads), unit)
         chunks, tile_blocks = ceil(m / chunk), ceil(chunk * phases / tile.rows)
     if block_count * spec.groups < 2 * threads and chunks > 1:
         splits = min(chunks, ceil(threads / (block_count * spec.groups)))
         splits = ceil(chunks / ceil(chunks / splits))
     band_right = max(u for u in offsets(shape, ways, steps(spec)[1]))
-    plane_pitch = _round_up(band_reach(shape, compact, block + halo + tile.lanes) + band_right + 2 * tile.lanes, 16)
+    plane_pitch = round_up(band_reach(shape, compact, block + halo + tile.lanes) + band_right + 2 * tile.lanes, 16)
     channel_pitch = plane_pitch * shape.planes
-    v_pitch = _round_up(block + halo + 2 * tile.lanes, 16)
+    v_pitch = round_up(block + halo + 2 * tile.lanes, 16)
     rows = tile_blocks * tile.rows
     v_point = depth * v_pitch + (16 if depth * v_pitch % 32 == 0 else 0)
     m_point = rows * block + (16 if rows * block % 32 == 0 else 0)
@@ -155,10 +144,10 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block, block_count=block_count,
         splits=splits, channels_a_pack=channels_a_pack, left=0, right=halo, plane_pitch=plane_pitch,
         channel_pitch=channel_pitch, v_pitch=v_pitch, v_point=v_point, m_point=m_point,
-        table_bytes=max(_round_up((out_rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(plane_pitch, shape)),
-        scratch_bytes=_round_up(outputs * rows * block * item, 64),
-        m_bytes=_round_up(points * m_point * item, 64), v_bytes=_round_up(points * v_point * item, 64),
-        band_bytes=_round_up((channels_a_pack * channel_pitch + 2 * tile.width) * item, 64),
+        table_bytes=max(round_up((out_rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(plane_pitch, shape)),
+        scratch_bytes=round_up(outputs * rows * block * item, 64),
+        m_bytes=round_up(points * m_point * item, 64), v_bytes=round_up(points * v_point * item, 64),
+        band_bytes=round_up((channels_a_pack * channel_pitch + 2 * tile.width) * item, 64),
     )  # fmt: skip
 
 
@@ -291,7 +280,7 @@ def tasks(problem: Problem, how: Blocking) -> int:
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds of the GEMMs, padding of tiles included."""
     spec = problem.spec
-    columns = _round_up(tiles(problem).length, how.tile.lanes)
+    columns = round_up(tiles(problem).length, how.tile.lanes)
     depth = spec.in_channels // spec.groups * prod(steps(spec)[1]) * how.ways[0].taps
     return how.points * how.chunks * how.tile_blocks * how.tile.rows * depth * columns * spec.groups
 
@@ -303,7 +292,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     d, h, w = compact.axes
     tile_steps = macs(problem, how) / (tile.rows * tile.width)
     row_vectors = problem.batch * d.pitch * h.positions * ceil(w.positions / tile.lanes)
-    vectors = _round_up(compact.length, tile.lanes) / tile.lanes
+    vectors = round_up(compact.length, tile.lanes) / tile.lanes
     depth = spec.in_channels * prod(steps(spec)[1])
     rows = how.chunks * how.tile_blocks * tile.rows * spec.groups
     transforms = how.points * (5.0 * row_vectors * depth * how.splits + 5.0 * vectors * rows)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 from numpy.typing import NDArray
 
-from upconv.codegen.ir import Function, Value, module
+from upconv.codegen.ir import Function, Int, Value, module
 from upconv.kernels import job as jobs
 from upconv.kernels import microkernel, pack, store
 from upconv.kernels.microkernel import Tile
@@ -147,7 +147,7 @@ def emit(code: Code) -> str:
     woven = code.out_step if code.out_step <= max(tile.lanes, 8) else 0
     finish = store.Store(tile.element, tile.lanes, woven, code.activation)
     do_store = store.emit(finish, SLOTS)
-    do_tile, do_narrow = microkernel.emit(tile), microkernel.emit(replace(tile, vectors=1), "narrow")
+    do_tiles = microkernel.emit_both(tile)
     do_input, do_output = _emit_input(tile, code.ways), _emit_output(tile, code.ways)
     points = prod(way.window for way in code.ways)
 
@@ -176,7 +176,7 @@ def emit(code: Code) -> str:
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
             with f.loop(0, points, name="point") as p:
                 left = weight[p * s["weight_point"]]
-                _emit_gemm(f, job, s, ic, left, v[p * s["v_point"]], m[p * s["m_point"]], width, tile, (do_tile, do_narrow))
+                _emit_gemm(f, job, s, ic, left, v[p * s["v_point"]], m[p * s["m_point"]], width, tile, do_tiles)
             f.call(do_output, [job, m, scratch, s["rows_used"], width])
             channel = ic * s["chunk"]
             number_out = group * s["channels_out"] + channel
@@ -184,7 +184,7 @@ def emit(code: Code) -> str:
             f.call(do_store, [job, table, count, scratch, y[number_out * s["y_channel"]], number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([do_tile, do_narrow, do_pack, do_rows, do_store, do_input, do_output, entry])
+    return module([*do_tiles, do_pack, do_rows, do_store, do_input, do_output, entry])
 
 
 _TASK_SLOTS = (
@@ -209,12 +209,9 @@ def _emit_gemm(
 ) -> None:
     """One point of one chunk: M = U V, wide tiles, then narrow ones."""
     taps = SLOTS.pointer(f, job, "taps", "i64")
-    whole = width // tile.width * tile.width
     depth = s["depth"] * s["tap_count"] * tile.rows
     with f.loop(0, s["tile_blocks"], name="ir") as ir:
         left = weight[(ic * s["tile_blocks"] + ir) * depth]
         row = m[ir * tile.rows * s["m_pitch"]]
-        ends = ((f.value(0), whole, tile.width, do_tiles[0]), (whole, width, tile.lanes, do_tiles[1]))
-        for start, stop, step, do in ends:
-            with f.loop(start, stop, step, name="jr") as jr:
-                f.call(do, [left, v[jr], taps, s["tap_count"], s["depth"], s["v_pitch"], row[jr], s["m_pitch"]])
+        sizes: list[Int] = [taps, s["tap_count"], s["depth"], s["v_pitch"]]
+        microkernel.emit_strip(f, tile, do_tiles, left, v, sizes, row, s["m_pitch"], width)
