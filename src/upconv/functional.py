@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upconv import execute
-from upconv.codegen.threads import get_num_threads
+from upconv.codegen.threads import asked_for
 from upconv.planner import Plan
 from upconv.spec import ConvSpec, SpecError
 
@@ -118,7 +118,7 @@ def _key(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
     try:
         of_bias = None if bias is None else (bias.shape, bias.dtype)
         kinds = tuple(map(type, arguments[0])) if arguments and type(arguments[0]) is tuple else None  # 2.0 is not 2
-        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, get_num_threads(), arguments, kinds)
+        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, asked_for(), arguments, kinds)
     except AttributeError:
         return None
 

@@ -89,6 +89,9 @@ class Value:
     def __and__(self, other: Value) -> Value:
         return self._binary(other, "and")
 
+    def __or__(self, other: Value) -> Value:
+        return self._binary(other, "or")
+
     def __lt__(self, other: Int) -> Value:
         return self.function.compare("slt", self, other)
 
@@ -125,7 +128,8 @@ def _fold(op: str, a: Value, b: Value) -> Value | int | None:
     """Constant arithmetic and neutral elements, so that generators can be written without special cases."""
     x, y = a.constant, b.constant
     if x is not None and y is not None and not (op in ("sdiv", "srem") and y == 0):
-        return {"add": x + y, "sub": x - y, "mul": x * y, "and": x & y}.get(op, x // y if op == "sdiv" else x % max(y, 1))
+        simple = {"add": x + y, "sub": x - y, "mul": x * y, "and": x & y, "or": x | y}
+        return simple[op] if op in simple else x // y if op == "sdiv" else x % y
     if y == 0 and op in ("add", "sub"):
         return a
     if x == 0 and op == "add":
@@ -187,6 +191,10 @@ class Function:
         one = self.emit(f"insertelement {type_} poison, {element} {x.text}, i64 0", type_)
         return self.emit(f"shufflevector {type_} {one.text}, {type_} poison, <{lanes} x i32> zeroinitializer", type_)
 
+    def splat_int(self, x: int, type_: str) -> Value:
+        """A constant integer in every lane."""
+        return Value(self, f"splat ({element_of(type_)} {x})" if lanes_of(type_) > 1 else str(x), type_)
+
     def iota(self, lanes: int) -> Value:
         """The i64 vector 0, 1, 2, ..."""
         return Value(self, "<" + ", ".join(f"i64 {i}" for i in range(lanes)) + ">", vector("i64", lanes))
@@ -200,8 +208,17 @@ class Function:
     def store(self, value: Value, address: Value, align: int | None = None) -> None:
         self.do(f"store {value.type} {value.text}, ptr {address.text}, align {align or SIZES[element_of(value.type)]}")
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for the line at an address that will be read. Any address will do: nothing is touched."""
+        self.declarations["prefetch"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
+        self.do(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 0, i32 3, i32 1)")
+
     def _op(self, op: str, a: Value, b: Value) -> Value:
         return self.emit(f"{op} {a.type} {a.text}, {b.text}", a.type)
+
+    def truncated(self, value: Value) -> Value:
+        """The low 32 bits of an integer."""
+        return self.emit(f"trunc i64 {value.text} to i32", "i32")
 
     def fadd(self, a: Value, b: Value) -> Value:
         return self._op("fadd", a, b)
@@ -266,7 +283,7 @@ class Function:
         iota = Value(self, "<" + ", ".join(f"i32 {i}" for i in range(lanes)) + ">", type_)
 
         def splat(number: Value) -> Value:
-            return self.splat(self.emit(f"trunc i64 {number.text} to i32", "i32"), type_)
+            return self.splat(self.truncated(number), type_)
 
         index = self._op("add", iota, splat(self.value(first) - low))
         return self.compare("ult", index, splat(self.maximum(self.value(high) - low, 0)))

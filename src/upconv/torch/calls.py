@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from upconv import execute
-from upconv.codegen.threads import get_num_threads
+from upconv.codegen.threads import asked_for
 from upconv.spec import ConvSpec, SpecError, required_output_padding
 from upconv.torch import arrays, ops, torchs
 from upconv.torch.arrays import Arguments
@@ -211,7 +211,7 @@ def _call(
     key = None
     if not tracing and not torch.is_grad_enabled():
         asked = (transposed, stride, padding, output_padding, dilation, groups, output_size, padding_mode, activation)
-        key = (x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, get_num_threads(), asked)
+        key = (x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, asked_for(), asked)
         y = _again(key, x, weight, bias)
         if y is not None:
             return y

@@ -41,6 +41,14 @@ class _Layer:
         return shown if self.activation is None else f"{shown}, activation={self.activation!r}"
 
 
+def _tensors(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias: from the parameters at once, where that is what they are (torch's attributes take longer)."""
+    held = layer._parameters
+    if "weight" in held and "bias" in held:
+        return held["weight"], held["bias"]
+    return layer.weight, layer.bias
+
+
 class _Transposed(_Layer):
     transposed = True
 
@@ -92,7 +100,7 @@ class _Transposed(_Layer):
         self._extend(spec, padding, padding_mode, activation)
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        return self.run(input, self.weight, self.bias, self.activation, output_size)
+        return self.run(input, *_tensors(self), self.activation, output_size)
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: Any) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
@@ -159,7 +167,7 @@ class _Ordinary(_Layer):
         self._extend(spec, padding, padding_mode, activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.run(input, self.weight, self.bias, self.activation)
+        return self.run(input, *_tensors(self), self.activation)
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: None = None) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
