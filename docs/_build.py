@@ -34,7 +34,7 @@ def band() -> str:
     spec = ConvSpec.make(transposed=True, in_channels=1, out_channels=1, kernel_size=(4, 4), stride=2, padding=1)
     made = geometry.band(Problem(spec, 1, (3, 4), spec.output_size((3, 4))), True)
     _, h, w = made.axes
-    phases = [[(kernel[1:], flat) for kernel, flat, _ in taps or ()] for taps in made.taps()]
+    phases = [[(tap.kernel[1:], tap.read.flat) for tap in taps or ()] for taps in made.taps()]
     reach = [flat for taps in phases for _, flat in taps]
     last = (h.positions - 1) * w.pitch + w.positions - 1
     items: list[Item] = [Words(16, 20, "the band", 12, bold=True)]

@@ -14,9 +14,13 @@ from upconv.spec import Problem
 
 LAYERS = {
     "k4s2, 2-D": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=2), (20, 20), 128),
+    "k3s2, 2-D": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=2), (20, 20), 128),
+    "k5s2, 2-D": (dict(transposed=True, kernel_size=5, stride=2, padding=2, rank=2), (20, 20), 128),
+    "k3s2 convolution, 2-D": (dict(transposed=False, kernel_size=3, stride=2, padding=1, rank=2), (40, 40), 128),
     "k3 stride 1, 2-D": (dict(transposed=False, kernel_size=3, padding=1, rank=2), (24, 24), 128),
     "k16s8, 1-D": (dict(transposed=True, kernel_size=16, stride=8, padding=4, rank=1), (96,), 256),
     "k4s2 convolution, 2-D": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (40, 40), 128),
+    "k4s2 convolution, 2-D, deep": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (20, 20), 512),
 }
 
 

@@ -42,6 +42,23 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """Where a tap reads: flat offset and plane in the band; and its index in x, in each dimension, at position 0."""
+
+    flat: int
+    plane: int
+    at: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A tap's kernel indices and what it reads."""
+
+    kernel: tuple[int, ...]
+    read: Read
+
+
+@dataclass(frozen=True, slots=True)
 class Band:
     """Three axes (missing ones have size 1) and what follows from them."""
 
@@ -64,11 +81,11 @@ class Band:
     def planes(self) -> int:
         return self.axes[0].planes * self.axes[1].planes * self.axes[2].planes
 
-    def taps(self) -> list[list[tuple[tuple[int, ...], int, int]] | None]:
-        """For each phase, row-major: its taps as (kernel indices, flat offset, plane), or None where it has no output."""
+    def taps(self) -> list[list[Tap] | None]:
+        """For each phase, row-major: its taps, or None where it has no output."""
         _, h, w = self.axes
         strides = (h.pitch * w.pitch, w.pitch, 1)
-        table: list[list[tuple[tuple[int, ...], int, int]] | None] = []
+        table: list[list[Tap] | None] = []
         for rows in product(*(axis.phases for axis in self.axes)):
             if any(row is None for row in rows):
                 table.append(None)
@@ -77,7 +94,8 @@ class Band:
             for combo in product(*(row or () for row in rows)):
                 flat = sum((c[1] - axis.first) * s for c, axis, s in zip(combo, self.axes, strides, strict=True))
                 plane = (combo[0][2] * h.planes + combo[1][2]) * w.planes + combo[2][2]
-                taps.append((tuple(c[0] for c in combo), flat, plane))
+                d, e, g = (a.in_step * (c[1] + a.base - a.first) + c[2] for c, a in zip(combo, self.axes, strict=True))
+                taps.append(Tap(tuple(c[0] for c in combo), Read(flat, plane, (d, e, g))))
             table.append(taps)
         return table
 

@@ -56,10 +56,26 @@ def tiles(element: str, target: Target) -> list[Tile]:
 
 
 def step_cycles(tile: Tile) -> float:
-    """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice."""
+    """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice.
+
+    A wide row costs a little more than a high column: it is what the first-level cache holds of the right operand.
+    """
     crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
     loads = tile.rows + tile.vectors * crossing
-    return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.5
+    return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.3 + 0.1 * tile.vectors
+
+
+MOVED, STREAMED = 10e9, 10e9
+"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on."""
+
+
+def seconds(target: Target, threads: int, tasks: int, gemm: float, other: float, moved: float, streamed: float) -> float:
+    """Estimated seconds of a kernel's call from its cycles and bytes, in equal tasks on so many threads.
+
+    Weights stream past the tiles at no price of their own until there are too few columns for each.
+    """
+    work = max(gemm / target.hertz, streamed / STREAMED) + other / target.hertz + moved / MOVED
+    return work * ceil(tasks / threads) / tasks + 5e-6
 
 
 @lru_cache(maxsize=512)
@@ -74,56 +90,74 @@ def emit_both(tile: Tile) -> tuple[Function, Function]:
     return emit(tile), emit(replace(tile, vectors=1), "narrow")
 
 
-def emit_strip(
-    f: Function, tile: Tile, both: tuple[Function, Function], left: Value, right: Value, sizes: list[Int], out: Value, pitch: Int,
-    width: Value,
+def emit_block(
+    f: Function, tile: Tile, both: tuple[Function, Function], left: Value, blocks: Value, depth: Value, right: Value,
+    column: Int, sizes: list[Int], out: Value, pitch: Int, width: Value, more: Int = 0,
 ) -> None:  # fmt: skip
-    """Calls for `width` columns of one strip of rows: wide tiles, then narrow ones.
+    """Calls for `blocks` strips of tile rows (`depth` elements of `left` each) times `width` columns.
 
-    `sizes` holds the tap table, the number of taps, the channels and the right operand's pitch; `pitch` is the output's.
+    jr runs outside ir: a tile's columns stay in the first-level cache while the weights stream past them. Wide tiles come
+    first, then narrow ones. `column` is the elements of `right` a column: 1 where its rows are `width` long or longer, the
+    rows of a panel where it consists of panels, each as wide as a tile. `sizes` holds the tap table, the number of taps, the
+    channels and the pitch of the right operand's rows; `pitch` is the output's. Where `more` is not 0, the sums are added to
+    what stands there.
     """
     whole = width // tile.width * tile.width
+    ends = right[whole * column - whole]
     for start, stop, step, do in ((f.value(0), whole, tile.width, both[0]), (whole, width, tile.lanes, both[1])):
         with f.loop(start, stop, step, name="jr") as jr:
-            f.call(do, [left, right[jr], *sizes, out[jr], pitch])
+            columns = right[jr * column] if step == tile.width else ends[jr]
+            f.call(do, [left, blocks, depth, columns, *sizes, out[jr], pitch, more])
+
+
+TAP = 3
+"""Numbers a tap: see `emit`."""
+
+
+UNROLLED = 2
+"""Steps of the inner loop at a time: its counting takes as long as a fortieth of its work."""
 
 
 def emit(tile: Tile, name: str = "tile") -> Function:
-    """`tile(left, right, taps, tap_count, channels, pitch, out, out_pitch)`: out = sum over taps and channels.
+    """`tile(left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more)`: out (+)= sums of products.
 
-    `taps` is a table of (right offset, left offset) pairs in elements; the left operand is packed `rows` per channel, the
-    right operand's next channel is `pitch` elements on. `out` gets `rows` rows, `out_pitch` elements apart.
+    `blocks` strips of rows, `depth` elements of `left` each, meet the same columns: the sums go over taps and channels.
+    `taps` is a table of right offset and left offset in elements, and of how many times the channels follow there; the left
+    operand is packed `rows` per channel, the right operand's next channel is `pitch` elements on. `out` gets `rows` rows a
+    strip, `out_pitch` elements apart; where `more` is not 0, they are added to what it holds.
     """
-    f = Function(
-        name,
-        [
-            ("left", "ptr"),
-            ("right", "ptr"),
-            ("taps", "ptr"),
-            ("tap_count", "i64"),
-            ("channels", "i64"),
-            ("pitch", "i64"),
-            ("out", "ptr"),
-            ("out_pitch", "i64"),
-        ],
-        attributes="internal noinline nounwind",
-    )
-    left, right, taps, tap_count, channels, pitch, out, out_pitch = f.arguments
+    pointers = ("left", "right", "taps", "out")
+    names = ("left", "blocks", "depth", "right", "taps", "tap_count", "channels", "pitch", "out", "out_pitch", "more")
+    parameters = [(n, "ptr" if n in pointers else "i64") for n in names]
+    f = Function(name, parameters, attributes="internal noinline nounwind")
+    left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more = f.arguments
     left, right, out, taps = left.of(tile.element), right.of(tile.element), out.of(tile.element), taps.of("i64")
     zero = Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type)
-    over_taps = Carry([zero] * (tile.rows * tile.vectors))
-    with f.loop(0, tap_count, name="tap", carry=over_taps) as t:
-        from_right = right[f.load("i64", taps[t * 2])]
-        from_left = left[f.load("i64", taps[t * 2 + 1])]
-        over_channels = Carry([*over_taps.values, from_left, from_right])
-        with f.loop(0, channels, name="k", carry=over_channels):
-            *sums, a, b = over_channels.values
-            over_channels.next = [*_step(f, tile, sums, a, b), a[tile.rows], b[pitch]]
-        over_taps.next = over_channels.results[:-2]
-    for r in range(tile.rows):
-        row = out[out_pitch * r]
-        for v in range(tile.vectors):
-            f.store(over_taps.results[r * tile.vectors + v], row[v * tile.lanes])
+    with f.loop(0, blocks, name="ir") as ir:
+        over_taps = Carry([zero] * (tile.rows * tile.vectors))
+        with f.loop(0, tap_count, name="tap", carry=over_taps) as t:
+            entry = taps[t * TAP]
+            from_right, from_left = right[f.load("i64", entry)], left[ir * depth + f.load("i64", entry[1])]
+            count = channels * f.load("i64", entry[2])
+            whole = count // UNROLLED * UNROLLED
+            steps = Carry([*over_taps.values, from_left, from_right])
+            for low, high, step, k in ((f.value(0), whole, UNROLLED, "k"), (whole, count, 1, "rest")):
+                with f.loop(low, high, step, name=k, carry=steps):
+                    *sums, a, b = steps.values
+                    for _ in range(step):
+                        sums, a, b = _step(f, tile, sums, a, b), a[tile.rows], b[pitch]
+                    steps.next = [*sums, a, b]
+                steps = Carry(steps.results)
+            over_taps.next = steps.values[:-2]
+        rows = out[ir * tile.rows * out_pitch]
+        places = [rows[out_pitch * r][v * tile.lanes] for r in range(tile.rows) for v in range(tile.vectors)]
+        fresh = more.equals(0)
+        with f.when(fresh, name="fresh"):
+            for value, place in zip(over_taps.results, places, strict=True):
+                f.store(value, place)
+        with f.otherwise(fresh, name="more"):
+            for value, place in zip(over_taps.results, places, strict=True):
+                f.store(f.fadd(value, f.load(tile.type, place)), place)
     return f
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from upconv.codegen.ir import Carry, Function, Int, Value, module
 from upconv.codegen.target import Target
+from upconv.kernels import columns, microkernel, pack, store, weights
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, pack, store, weights
+from upconv.kernels.columns import Line
 from upconv.kernels.geometry import Axis, Band, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.shapes.phase import phase_taps
@@ -29,11 +30,15 @@ MOST_POSITIONS = 4096
 """Input positions of an image at most: a task takes whole images, patches and all."""
 
 SLOTS = jobs.Slots(
-    (
-        *pack.SLOTS, *store.SLOTS, "out_step_w", "y", "weight", "taps", "fold_phases", "fold_taps", "phase_count",
-        "images_a_block", "block_count", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_in",
-        "channels_out", "weight_group", "x_group", "tap_count", "positions", "image_positions", "x_pitch", "patch_pitch",
-        "channels_step", "table_bytes", "scratch_bytes", "patch_bytes",
+    tuple(
+        dict.fromkeys(
+            (
+                *pack.SLOTS, *columns.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "taps", "fold_phases", "fold_taps",
+                "phase_count", "images_a_block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk",
+                "tile_blocks", "channels_in", "channels_out", "weight_group", "x_group", "tap_count", "positions",
+                "image_positions", "x_pitch", "patch_pitch", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
+            )
+        )
     )
 )  # fmt: skip
 FOLD = 4  # i64 a tap: its number, and its offset in each of the three dimensions
@@ -53,35 +58,36 @@ class Blocking:
     x_pitch: int
     patch_pitch: int
     scratch_pitch: int
+    room: int
     table_bytes: int
+    line_bytes: int
     scratch_bytes: int
     patch_bytes: int
     x_bytes: int
 
     @property
     def workspace_bytes(self) -> int:
-        return self.table_bytes + self.scratch_bytes + self.patch_bytes + self.x_bytes + 256
+        return self.table_bytes + self.line_bytes + self.scratch_bytes + self.patch_bytes + self.x_bytes + 256
 
 
 # -- geometry ------------------------------------------------------------------------------------------------------------
 
 
-def _axis(size: int, out_size: int, stride: int) -> Axis:
-    """One dimension: the input as it is, the output's positions by phase, cropped."""
-    positions = -(-out_size // stride)
-    return Axis(
-        size=size, out_size=out_size, out_step=stride, in_step=1, crop=0, positions=positions, pitch=size, base=0, first=0,
-        planes=1, phases=(),
-    )  # fmt: skip
+@lru_cache(maxsize=512)
+def band(problem: Problem) -> Band:
+    """The input without any halo."""
+    axes = [Axis(n, n, 1, 1, 0, n, n, 0, 0, 1, ()) for n in problem.input_size]
+    d, h, w = [*[Axis(1, 1, 1, 1, 0, 1, 1, 0, 0, 1, ())] * (3 - problem.spec.rank), *axes]
+    return Band(problem.batch, (d, h, w))
 
 
 @lru_cache(maxsize=512)
-def band(problem: Problem) -> Band:
-    """The input without any halo; `positions` are the output's."""
-    spec = problem.spec
-    axes = [_axis(*sizes) for sizes in zip(problem.input_size, problem.output_size, spec.stride, strict=True)]
-    d, h, w = [*[_axis(1, 1, 1)] * (3 - spec.rank), *axes]
-    return Band(problem.batch, (d, h, w))
+def lines(problem: Problem) -> tuple[Line, Line, Line]:
+    """The output's positions as columns, cropped."""
+    sizes = zip(problem.input_size, problem.output_size, problem.spec.stride, strict=True)
+    found = [Line(n, out, 1, stride, 0, -(-out // stride)) for n, out, stride in sizes]
+    d, h, w = [*[columns.LINE_OF_ONE] * (3 - problem.spec.rank), *found]
+    return d, h, w
 
 
 def _fold(problem: Problem) -> list[list[tuple[int, int, int, int]]]:
@@ -120,7 +126,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     spec, item = problem.spec, problem.itemsize
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
     tile = microkernel.best_tile(problem.dtype, target, m * taps)
-    positions, out_positions = prod(problem.input_size), prod(a.positions for a in band(problem).axes)
+    positions, out_positions = prod(problem.input_size), columns.count(1, lines(problem))
     phases = prod(spec.stride)
     images = max(1, int(target.l2 * 0.4 / (c * positions * item)))
     images = max(images, ceil(2 * tile.width / positions))
@@ -130,8 +136,9 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     width = images * positions
     patch_pitch = round_up(width + tile.lanes, 16)
     scratch_pitch = round_up(images * out_positions, tile.lanes) + tile.lanes
-    room = target.l2 * 0.35 / ((taps * patch_pitch + phases * scratch_pitch) * item)
-    chunk = max(1, min(m, int(room)))
+    room = round_up(images * out_positions, tile.lanes)
+    most = target.l2 * 0.35 / ((taps * patch_pitch + phases * scratch_pitch) * item)
+    chunk = max(1, min(m, int(most)))
     least = ceil(4 * threads / (block_count * spec.groups))
     chunk = max(1, min(chunk, ceil(m / min(m, least))))
     best = min(range(max(1, chunk // 2), chunk + 1), key=lambda n: ceil(m / n) * ceil(n * taps / tile.rows))
@@ -144,12 +151,11 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     x_pitch = round_up(width + 2 * tile.lanes, 16)
     if x_pitch * item % 1024 == 0:
         x_pitch += 16
-    d, h, _ = band(problem).axes
-    rows = images * d.positions * h.positions * d.out_step * h.out_step
     return Blocking(
         tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
-        splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch,
-        table_bytes=max(round_up((rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(width, band(problem))),
+        splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch, room=room,
+        table_bytes=max(columns.Table(room, tile.lanes).bytes, pack.table_bytes(width, band(problem))),
+        line_bytes=round_up(tile.lanes * spec.stride[-1] * item, 64),
         scratch_bytes=round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
         patch_bytes=round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),
         x_bytes=round_up((c * x_pitch + 2 * tile.width) * item, 64),
@@ -167,8 +173,8 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     channel = weights.row_channels(how.chunks, how.chunk, how.tile_blocks, rows, taps, m)
     tap = np.tile((np.arange(how.tile_blocks * rows) % taps).reshape(how.tile_blocks, rows), (how.chunks, 1))
     offsets = np.where(channel >= 0, channel * step + tap, -1)
-    transform = weights.Transform(how.tile.element, rows)
-    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (offsets[:, None, None, None, :],))
+    transform = weights.Transform(how.tile.element, rows, spec.transposed)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (offsets[:, None, None, None, :],), c)
 
 
 def packing(problem: Problem, how: Blocking) -> object:
@@ -181,8 +187,8 @@ def packing(problem: Problem, how: Blocking) -> object:
 
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
-    spec, shape = problem.spec, band(problem)
-    d, h, w = shape.axes
+    spec, shape = problem.spec, lines(problem)
+    d, h, w = shape
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     fold = _fold(problem)
@@ -190,25 +196,21 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     phases = [(len(row), int(start)) for row, start in zip(fold, starts, strict=False)]
     phase_rows = [(number * how.chunk, 1) for number in range(len(fold))]
     slots = {
-        "x_image": spec.in_channels * image_in, "x_channel": image_in, "x_d": h.size * w.size, "x_h": w.size,
-        "size_d": d.size, "size_h": h.size, "size_w": w.size, "step_d": 1, "step_h": 1,
+        **columns.slots(shape, problem.batch, spec.in_channels, spec.out_channels), "x_channel": image_in, "room": how.room,
         "origin_d": 0, "origin_h": 0, "origin_w": 0, "pitch_d": d.size, "pitch_h": h.size, "pitch_w": w.size,
         "batch": problem.batch, "planes_d": 1, "planes_h": 1, "planes_w": 1, "lead": 0, "plane_pitch": how.x_pitch,
-        "channel_pitch": how.x_pitch, "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
-        "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step, "crop_d": 0, "crop_h": 0, "crop_w": 0,
-        "positions_w": w.positions, "rows_d": d.positions, "rows_h": h.positions, "rows_w": w.positions,
-        "y_image": spec.out_channels * image_out, "y_channel": image_out, "scratch_pitch": how.scratch_pitch,
+        "channel_pitch": how.x_pitch, "y_channel": image_out, "scratch_pitch": how.scratch_pitch,
         "phase_count": len(fold), "images_a_block": how.images, "block_count": how.block_count, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
-        "tile_blocks": how.tile_blocks, "channels_in": c, "channels_out": m, "channels_step": taps,
+        "tile_blocks": how.tile_blocks, "channels_in": c, "channels_out": m,
         "weight_group": how.chunks * how.tile_blocks * how.tile.rows * c, "x_group": c * image_in, "tap_count": taps,
         "positions": image_in, "image_positions": d.positions * h.positions * w.positions,
         "x_pitch": how.x_pitch, "patch_pitch": how.patch_pitch,
-        "table_bytes": how.table_bytes, "scratch_bytes": how.scratch_bytes, "patch_bytes": how.patch_bytes,
-        "workspace_bytes": how.workspace_bytes,
+        "table_bytes": how.table_bytes, "line_bytes": how.line_bytes, "scratch_bytes": how.scratch_bytes,
+        "patch_bytes": how.patch_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {
-        "taps": np.zeros((1, 2), np.int64),
+        "taps": np.array([(0, 0, 1)]),
         "fold_phases": np.array(phases, np.int64),
         "fold_taps": np.array([tap for row in fold for tap in row] or [(0, 0, 0, 0)], np.int64),
         "phase_rows": np.array(phase_rows, np.int64),
@@ -270,9 +272,9 @@ def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile, step = how.tile, problem.spec.stride[-1]
     do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, 1), SLOTS)
-    do_rows = store.emit_rows(SLOTS)
-    finish = store.Store(tile.element, tile.lanes, step if step <= tile.lanes else 0, problem.spec.activation)
-    do_store = store.emit(finish, SLOTS)
+    do_place = columns.emit_place(tile.lanes, SLOTS, reads=False)
+    writer = store.writer(store.store_of(tile.element, tile.lanes, step, problem.spec.activation), SLOTS)
+    do_store = store.emit_rows(writer, SLOTS)
     do_tiles = microkernel.emit_both(tile)
     do_fold = _emit_fold(tile)
 
@@ -283,6 +285,8 @@ def emit(problem: Problem, how: Blocking) -> str:
         image = position * s["images_a_block"]
         images = f.minimum(s["batch"] - image, s["images_a_block"])
         table, at = workspace, s["table_bytes"]
+        line = workspace[at].of(tile.element)
+        at = at + s["line_bytes"]
         scratch = workspace[at].of(tile.element)
         patches = workspace[at + s["scratch_bytes"]].of(tile.element)
         stored = workspace[at + s["scratch_bytes"] + s["patch_bytes"]].of(tile.element)
@@ -292,7 +296,9 @@ def emit(problem: Problem, how: Blocking) -> str:
         low, width = image * s["positions"], images * s["positions"]
         f.call(do_pack, [job, table, x, stored, low, low + width, s["channels_in"]])
         out_low = image * s["image_positions"]
-        count = f.call(do_rows, [job, table, out_low, out_low + images * s["image_positions"]])
+        out_width = images * s["image_positions"]
+        vectors = (out_width + (tile.lanes - 1)) // tile.lanes
+        f.call(do_place, [job, table, s["room"], out_low, out_low + out_width])
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
             _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, do_tiles)
@@ -300,15 +306,16 @@ def emit(problem: Problem, how: Blocking) -> str:
             number_out = group * s["channels_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
             f.call(do_fold, [job, patches, scratch, several, images])
-            f.call(do_store, [job, table, count, scratch, y[number_out * s["y_channel"]], number_out, several])
+            plane = y[number_out * s["y_channel"]]
+            f.call(do_store, [job, table, s["room"], 0, vectors, scratch, line, plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, do_pack, do_rows, do_store, do_fold, entry])
+    return module([*do_tiles, do_pack, do_place, *writer.functions, do_store, do_fold, entry])
 
 
 _TASK_SLOTS = (
-    "block_count", "splits", "images_a_block", "batch", "table_bytes", "scratch_bytes", "patch_bytes", "x_group",
-    "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split", "chunks", "chunk", "channels_out",
+    "block_count", "splits", "images_a_block", "batch", "room", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
+    "x_group", "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split", "chunks", "chunk", "channels_out",
     "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
 )  # fmt: skip
 
@@ -327,11 +334,11 @@ def _emit_gemm(
 ) -> None:
     """The patches of one chunk of output channels: wide tiles, then narrow ones."""
     taps = SLOTS.pointer(f, job, "taps", "i64")
-    with f.loop(0, s["tile_blocks"], name="ir") as ir:
-        left = weight[(ic * s["tile_blocks"] + ir) * tile.rows * s["channels_in"]]
-        row = patches[ir * tile.rows * s["patch_pitch"]]
-        sizes: list[Int] = [taps, 1, s["channels_in"], s["x_pitch"]]
-        microkernel.emit_strip(f, tile, do_tiles, left, stored, sizes, row, s["patch_pitch"], width)
+    depth = s["channels_in"] * tile.rows
+    left = weight[ic * s["tile_blocks"] * depth]
+    sizes: list[Int] = [taps, 1, s["channels_in"], s["x_pitch"]]
+    pitch = s["patch_pitch"]
+    microkernel.emit_block(f, tile, do_tiles, left, s["tile_blocks"], depth, stored, 1, sizes, patches, pitch, width)
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -353,18 +360,18 @@ def macs(problem: Problem, how: Blocking) -> int:
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the GEMM, the folding row by row, the rows stored, the weights read once a block."""
     spec, tile = problem.spec, how.tile
-    d, h, w = band(problem).axes
+    d, h, w = lines(problem)
     taps = prod(spec.kernel_size)
     gemm = macs(problem, how) / (tile.rows * tile.width) * microkernel.step_cycles(tile)
     rows = problem.batch * spec.out_channels * d.positions * h.positions * ceil(w.positions / tile.lanes)
     fold = rows * taps * 8.0 + rows * prod(spec.stride) * 10.0
-    stored = store.cycles(problem.batch * spec.out_channels, (d, h, w), tile.lanes)
+    wide = w.positions > 2 * tile.lanes
+    stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache
         streamed += how.block_count * how.chunks * spec.groups * how.x_bytes
-    parallel = min(threads, tasks(problem, how))
-    return ((gemm + fold + stored) / target.hertz + moved / 10e9 + streamed / 12e9) / parallel + 5e-6
+    return microkernel.seconds(target, threads, tasks(problem, how), gemm, fold + stored, moved, streamed)
 
 
 def describe(problem: Problem, how: Blocking) -> str:

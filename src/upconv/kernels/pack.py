@@ -108,17 +108,17 @@ def _emit_run(f: Function, pack: Pack, source: Value, target: Value, entry: list
     whole = v1 - (lanes - 1)
     body = Carry([v0])
     with f.loop(v0, whole, lanes, name="copy", carry=body) as w:
-        f.store(_load(f, pack, src[w * step], None), dst[w])
+        f.store(load(f, pack, src[w * step], None), dst[w])
         body.next = [w + lanes]
     tail = body.results[0]
     with f.when(tail < v1, name="tail"):
         mask = f.lanes_between(0, 0, v1 - tail, lanes)
-        f.store(_load(f, pack, src[tail * step], mask), dst[tail])
+        f.store(load(f, pack, src[tail * step], mask), dst[tail])
     with f.loop(v1, w1, lanes, name="after") as w:
         f.store(zero, dst[w])
 
 
-def _load(f: Function, pack: Pack, address: Value, mask: Value | None) -> Value:
+def load(f: Function, pack: Pack, address: Value, mask: Value | None) -> Value:
     """`lanes` elements, `step` apart; all of them, or those under the mask."""
     if pack.step == 1:
         return f.load(pack.type, address) if mask is None else f.masked_load(pack.type, address, mask)

@@ -1,29 +1,29 @@
 """Storing the output: the phases of a row woven together, bias and activation applied, cropped to the result.
 
-A tile leaves each phase's row in a scratch block. `rows` lists, once a task, where every finished output row starts;
-`store` then weaves: output position `out_step*q + a - crop` takes phase a at q.
+The sums of each phase stand in rows of their own, a vector of columns (see `columns`) after the other. A vector whose outputs
+lie side by side in y is woven straight into it; any other into a line of workspace, from which each run is copied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Carry, Function, Value, vector
+from upconv.codegen.ir import Function, Int, Value, vector
+from upconv.kernels import columns
 from upconv.kernels.activation import emit_activation
-from upconv.kernels.geometry import Axis
 from upconv.kernels.job import Slots
 from upconv.spec import Activation
 
-SLOTS = (
-    "out_d", "out_h", "out_w", "out_step_d", "out_step_h", "crop_d", "crop_h", "crop_w", "positions_w",
-    "y_image", "y_channel", "bias", "phase_rows", "scratch_pitch", "rows_d", "rows_h", "rows_w",
-)  # fmt: skip
-ENTRY = 5  # i64 a row: offset in y, column in scratch, phase, first position, end position
+SLOTS = ("y", "y_channel", "bias")
+ROW_SLOTS = ("phase_rows", "scratch_pitch")
+Streams = Callable[[Int], Value]
+"""The address of a vector of phase a."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What changes the code. `step` is the innermost out_step; steps above the lanes are woven in blocks (step 0)."""
+    """What changes the code. `step` is the innermost out_step; one beyond the lanes is woven in squares (step 0)."""
 
     element: str
     lanes: int
@@ -33,6 +33,11 @@ class Store:
     @property
     def type(self) -> str:
         return vector(self.element, self.lanes)
+
+
+def store_of(element: str, lanes: int, step: int, activation: Activation | None) -> Store:
+    """The store of a layer whose innermost out_step is `step`."""
+    return Store(element, lanes, step if step <= lanes else 0, activation)
 
 
 def weave(f: Function, streams: list[Value]) -> list[Value]:
@@ -68,151 +73,124 @@ def weave(f: Function, streams: list[Value]) -> list[Value]:
     return woven
 
 
-def cycles(channels: int, axes: tuple[Axis, Axis, Axis], lanes: int) -> float:
-    """Estimated cycles of storing `channels` channels of images whose positions the axes count."""
-    d, h, w = axes
-    rows = channels * d.positions * h.positions * d.out_step * h.out_step
-    vectors = -(-w.positions // lanes)
-    return rows * (40.0 + vectors * w.out_step * 5.0)
+def cycles(rows: float, step: int, lanes: int, whole: bool) -> float:
+    """Estimated cycles of storing `rows` rows of one vector of columns each; `whole` where most go straight into y."""
+    squares = 2.5 * step * max(1.0, step / lanes)
+    return rows * (4.0 + squares + (0.0 if whole else 12.0 + step))
 
 
-def emit_rows(slots: Slots) -> Function:
-    """`rows(job, table, low, high) -> count`: the output rows that positions low..high-1 finish, ENTRY numbers each."""
-    f = Function(
-        "rows",
-        [("job", "ptr"), ("table", "ptr"), ("low", "i64"), ("high", "i64")],
-        returns="i64",
-        attributes="internal noinline nounwind",
-    )
-    job, table, low, high = f.arguments
-    table = table.of("i64")
-    names = ("rows_d", "rows_h", "rows_w", *SLOTS[:10])
-    s = {name: slots.read(f, job, name) for name in names}
-    counts = Carry([f.value(0)])
-    with f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row", carry=counts) as row:
-        h, rest = row % s["rows_h"], row // s["rows_h"]
-        d, n = rest % s["rows_d"], rest // s["rows_d"]
-        start = row * s["rows_w"]
-        w0, w1 = f.maximum(low - start, 0), f.minimum(high - start, s["positions_w"])
-        over_d = Carry(counts.values)
-        with f.loop(0, s["out_step_d"], name="ad", carry=over_d) as ad:
-            over_h = Carry(over_d.values)
-            with f.loop(0, s["out_step_h"], name="ah", carry=over_h) as ah:
-                od, oh = d * s["out_step_d"] + ad - s["crop_d"], h * s["out_step_h"] + ah - s["crop_h"]
-                good = f.compare("ult", od, s["out_d"]) & f.compare("ult", oh, s["out_h"]) & (w0 < w1)
-                entry = table[over_h.values[0] * ENTRY]
-                phase = ad * s["out_step_h"] + ah
-                offset = n * s["y_image"] + (od * s["out_h"] + oh) * s["out_w"]
-                for i, value in enumerate((offset, start - low, phase, w0, w1)):
-                    f.store(value, entry[i])
-                over_h.next = [over_h.values[0] + f.select(good, 1, 0)]
-            over_d.next = over_h.results
-        counts.next = over_d.results
-    f.do(f"ret i64 {counts.results[0].text}")
-    return f
+def emit_weave(f: Function, store: Store, streams: Streams, offset: Value, step: Value, out: Value) -> None:
+    """Writes `lanes` columns of all phases, side by side, at `out`; `offset` is the channel's bias."""
+    lanes = store.lanes
+
+    def value(a: Int) -> Value:
+        loaded = f.load(store.type, streams(a))
+        return emit_activation(f, f.fadd(loaded, f.splat(offset, store.type)), store.activation)
+
+    if store.step:
+        for j, woven in enumerate(weave(f, [value(a) for a in range(store.step)])):
+            f.store(woven, out[j * lanes])
+        return
+    with f.loop(0, step, lanes, name="a") as block:  # squares of phases x columns; the last overlaps the one before
+        first = f.minimum(block, step - lanes)
+        for i, column in enumerate(weave(f, [value(first + a) for a in range(lanes)])):
+            f.store(column, out[step * i + first])
 
 
-def emit(store: Store, slots: Slots) -> Function:
-    """`store(job, table, count, scratch, y, channel, channels)`: finishes `channels` channels of the rows in the table.
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Emitted helpers that finish a vector's outputs."""
 
-    `channel` is the first channel's number among all output channels (for the bias); `y` is its plane of image 0.
-    """
-    f = Function(
-        "store",
-        [
-            ("job", "ptr"),
-            ("table", "ptr"),
-            ("count", "i64"),
-            ("scratch", "ptr"),
-            ("y", "ptr"),
-            ("channel", "i64"),
-            ("channels", "i64"),
-        ],
-        attributes="internal noinline nounwind",
-    )
-    job, table, count, scratch, y, channel, channels = f.arguments
-    table, scratch, y = table.of("i64"), scratch.of(store.element), y.of(store.element)
-    bias = slots.pointer(f, job, "bias", store.element)
-    phase_rows = slots.pointer(f, job, "phase_rows", "i64")
-    s = {name: slots.read(f, job, name) for name in ("out_w", "crop_w", "y_channel", "scratch_pitch", "out_step_w")}
-    with f.loop(0, channels, name="m") as m:
-        offset = f.load(store.element, bias[channel + m])
-        plane = y[m * s["y_channel"]]
-        with f.loop(0, count, name="row") as r:
-            entry = table[r * ENTRY]
-            start, column, phase, w0, w1 = (f.load("i64", entry[i]) for i in range(ENTRY))
-            out_row, source = plane[start], scratch[column]
-
-            def stream(a: Value, phase: Value = phase, m: Value = m, source: Value = source) -> Value:
-                """Where phase a of channel m starts in the scratch block."""
-                at = phase_rows[(phase * s["out_step_w"] + a) * 2]
-                line = f.load("i64", at) + m * f.load("i64", at[1])
-                return source[line * s["scratch_pitch"]]
-
-            finish = _Finish(f, store, offset, s)
-            if store.step:
-                finish.interleaved([stream(f.value(a)) for a in range(store.step)], out_row, w0, w1)
-            else:
-                finish.blocked(stream, out_row, w0, w1)
-    return f
-
-
-@dataclass(slots=True)
-class _Finish:
-    """Writes one output row."""
-
-    f: Function
     store: Store
-    offset: Value
-    s: dict[str, Value]
+    pieces: Function
+    copy: Function
 
-    def _value(self, address: Value, lanes: int) -> Value:
-        type_ = vector(self.store.element, lanes)
-        offset = self.f.splat(self.offset, type_)
-        return emit_activation(self.f, self.f.fadd(self.f.load(type_, address), offset), self.store.activation)
+    @property
+    def functions(self) -> tuple[Function, Function]:
+        return self.copy, self.pieces
 
-    def interleaved(self, streams: list[Value], row: Value, w0: Value, w1: Value) -> None:
-        """Steps up to the lanes: whole vectors where they fit, masked ones, no longer than need be, at the row's ends."""
-        f, step, lanes = self.f, self.store.step, self.store.lanes
-        end = f.minimum(w1 * step - self.s["crop_w"], self.s["out_w"])
-        with f.loop(w0, w1, lanes, name="w") as w:
-            o = w * step - self.s["crop_w"]
-            whole = (o >= 0) & (o + step * lanes <= end)
-            with f.when(whole, name="whole"):
-                for j, value in enumerate(weave(f, [self._value(p[w], lanes) for p in streams])):
-                    f.store(value, row[o + j * lanes])
-            with f.otherwise(whole, name="edge"):
-                self._edge(streams, row, w, w1 - w, o, end, lanes)
 
-    def _edge(self, streams: list[Value], row: Value, w: Value, left: Value, o: Value, end: Value, lanes: int) -> None:
-        """At most `left` positions, in the shortest vectors that hold them."""
-        f = self.f
-        shorter = lanes // 2
-        if shorter >= 4:
-            few = left <= shorter
-            with f.when(few, name="few"):
-                self._edge(streams, row, w, left, o, end, shorter)
-            with f.otherwise(few, name="many"):
-                self._masked(streams, row, w, o, end, lanes)
-        else:
-            self._masked(streams, row, w, o, end, lanes)
+def writer(store: Store, slots: Slots) -> Writer:
+    """`pieces(job, table, room, v, line, plane, d, h)` copies the runs of a vector that is not whole from its line.
 
-    def _masked(self, streams: list[Value], row: Value, w: Value, o: Value, end: Value, lanes: int) -> None:
-        f = self.f
-        for j, value in enumerate(weave(f, [self._value(p[w], lanes) for p in streams])):
-            at = o + j * lanes
-            f.masked_store(value, row[at], f.lanes_between(at, 0, end, lanes))
+    They go to the rows of y that are d, h past those of phase 0; it is rare, so that it stands by itself.
+    """
+    copy = columns.emit_copy(store.element, store.lanes)
+    pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("v", "i64"), ("line", "ptr"), ("plane", "ptr")]
+    f = Function("pieces", [*pointers, ("d", "i64"), ("h", "i64")], attributes="internal noinline cold nounwind")
+    job, table, room, v, line, plane, d, h = f.arguments
+    line, plane, p = line.of(store.element), plane.of(store.element), columns.parts(table, room, store.lanes)
+    s = {name: slots.read(f, job, name) for name in ("out_d", "out_h", "out_w", "out_step_w")}
+    row = (d * s["out_h"] + h) * s["out_w"]
+    with f.loop(p.vector(f, v, columns.FIRST_RUN), p.vector(f, v, columns.LAST_RUN), name="run") as number:
+        run = p.runs[number * columns.RUN]
+        column, at, od, oh, low, high = (f.load("i64", run[i]) for i in range(columns.RUN))
+        there = f.compare("ult", od + d, s["out_d"]) & f.compare("ult", oh + h, s["out_h"])
+        with f.when(there, name="there"):
+            f.call(copy, [line[column * s["out_step_w"] + low], plane[at + row], high - low])
+    return Writer(store, f, copy)
 
-    def blocked(self, stream: object, row: Value, w0: Value, w1: Value) -> None:
-        """Steps beyond the lanes: squares of phases x positions, transposed, each position's phases stored together."""
-        f, lanes, step = self.f, self.store.lanes, self.s["out_step_w"]
-        with f.loop(0, step, lanes, name="a") as a:
-            sources = [stream(f.minimum(a + i, step - 1)) for i in range(lanes)]  # type: ignore[operator]
-            phases = f.minimum(step - a, lanes)
-            with f.loop(w0, w1, lanes, name="w") as w:
-                columns = weave(f, [self._value(p[w], lanes) for p in sources])
-                for i, value in enumerate(columns):
-                    with f.when(w + i < w1, name="column"):
-                        o = (w + i) * step + a - self.s["crop_w"]
-                        high = f.minimum(o + phases, self.s["out_w"])
-                        f.masked_store(value, row[o], f.lanes_between(o, 0, high, lanes))
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a vector's outputs go: rows of a channel's plane in y, d and h past those of phase 0, `row` elements on."""
+
+    job: Value
+    table: Value
+    room: Value
+    line: Value
+    plane: Value
+    d: Value
+    h: Value
+    row: Value
+
+
+def emit_vector(
+    f: Function, writer: Writer, to: Destination, p: columns.Parts, v: Value, streams: Streams, offset: Value, step: Value
+) -> None:
+    """Finishes one vector of columns, whose phases `streams` gives, in one row of y."""
+    out = p.vector(f, v, columns.OUT)
+    straight = out >= 0
+    y, line = to.plane[out + to.row], to.line
+    target = f.emit(f"select i1 {straight.text}, ptr {y.text}, ptr {line.text}", "ptr").of(writer.store.element)
+    emit_weave(f, writer.store, streams, offset, step, target)
+    with f.otherwise(straight, name="rare"):
+        f.call(writer.pieces, [to.job, to.table, to.room, v, line, to.plane, to.d, to.h])
+
+
+def emit_rows(writer: Writer, slots: Slots) -> Function:
+    """`store(job, table, room, first, last, scratch, line, y, channel, channels)`: finishes vectors first..last-1.
+
+    They stand side by side in the scratch block, `channels` channels of them. `channel` is the first one's number among all
+    output channels (for the bias), `y` its plane of image 0. Phase a of channel m stands in row
+    `phase_rows[a][0] + m * phase_rows[a][1]`.
+    """
+    pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("first", "i64"), ("last", "i64")]
+    arguments = [*pointers, ("scratch", "ptr"), ("line", "ptr"), ("y", "ptr"), ("channel", "i64"), ("channels", "i64")]
+    f = Function("store", arguments, attributes="internal noinline nounwind")
+    job, table, room, first, last, scratch, line, y, channel, channels = f.arguments
+    element, lanes = writer.store.element, writer.store.lanes
+    scratch, line, y = scratch.of(element), line.of(element), y.of(element)
+    bias, phase_rows = slots.pointer(f, job, "bias", element), slots.pointer(f, job, "phase_rows", "i64")
+    names = ("y_channel", "scratch_pitch", "out_h", "out_w", "out_step_d", "out_step_h", "out_step_w")
+    s = {name: slots.read(f, job, name) for name in names}
+    parts = columns.parts(table, room, lanes)
+    with f.loop(0, channels, name="m") as m:
+        offset, plane = f.load(element, bias[channel + m]), y[m * s["y_channel"]]
+        with f.loop(0, s["out_step_d"], name="ad") as ad, f.loop(0, s["out_step_h"], name="ah") as ah:
+            phase = (ad * s["out_step_h"] + ah) * s["out_step_w"]
+            to = Destination(job, table, room, line, plane, ad, ah, (ad * s["out_h"] + ah) * s["out_w"])
+
+            def row_of(a: Int, m: Value = m, phase: Value = phase) -> Value:
+                """Where phase a of channel m starts in the scratch block."""
+                at = phase_rows[(phase + a) * 2]
+                return scratch[(f.load("i64", at) + m * f.load("i64", at[1])) * s["scratch_pitch"]]
+
+            rows = [row_of(a) for a in range(writer.store.step)]
+            with f.loop(first, last, name="v") as v:
+
+                def stream(a: Int, v: Value = v, rows: list[Value] = rows) -> Value:
+                    return (rows[a] if isinstance(a, int) else row_of(a))[(v - first) * lanes]
+
+                emit_vector(f, writer, to, parts, v, stream, offset, s["out_step_w"])
+    return f

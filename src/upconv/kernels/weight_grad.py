@@ -79,8 +79,8 @@ def _reads(problem: Problem) -> NDArray[np.int64]:
     """Each tap's offset in the band, or _NOTHING for a tap that meets only padding."""
     kernel = _three(problem.spec.kernel_size)
     found = np.full(kernel, _NOTHING)
-    for index, flat, _ in band(problem).taps()[0] or ():
-        found[index] = flat
+    for tap in band(problem).taps()[0] or ():
+        found[tap.kernel] = tap.read.flat
     return found.reshape(-1)
 
 

@@ -2,11 +2,13 @@
 
 A kernel describes its order of weights by a table: for each entry (the rows of one tile), each depth tap and input plane, and
 each tap of the window that a transform takes together, the place in the parameter that each row reads for channel 0, or -1 for
-a zero. Channels are a fixed stride apart. The packed order is [group][point][entry][depth tap][channel][plane][row].
+a zero. Channels are a fixed stride apart. The packed order is [group][point][entry][part][depth tap][channel][plane][row]: a
+part is the channels that a kernel takes at a time, the last one filled up with zeros.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -15,26 +17,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv.codegen.ir import Function, Value, literal, module, vector
+from upconv.codegen.ir import Function, Int, Value, element_of, literal, module, vector
 from upconv.kernels import job as jobs
 from upconv.spec import ConvSpec
 
 Matrix = tuple[tuple[float, ...], ...]
 SLOTS = jobs.Slots(
     (
-        "x", "y", "entries", "offsets", "entry_count", "channels", "planes", "channel_step", "source_group", "target_group",
+        "x", "y", "batches", "offsets", "batch_count", "channels", "part", "planes", "channel_step", "source_group", "target_group",
         "target_point",
     )
 )  # fmt: skip
-ENTRY = 3  # i64 an entry: depth taps, first offset, place in the packed order
+BATCH = 4
+"""Numbers a batch of entries: depth taps, first offset, place in the packed order, entries."""
+TOGETHER = 96
+"""Rows that a task packs together: what they read of a channel is then one piece of memory, where it is for an entry alone a
+part of a line in a page of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """What changes the code: the rows of a tile and the matrices applied along the window's two dimensions."""
+    """What changes the code: the rows of a tile and the matrices applied along the window's two dimensions.
+
+    Where `channels_first`, the parameter holds all that belongs to an input channel side by side (a transposed layer's does),
+    and a task packs channel by channel; else tap by tap.
+    """
 
     element: str
     rows: int
+    channels_first: bool
     first: Matrix | None = None
     second: Matrix | None = None
 
@@ -59,11 +70,16 @@ class Layout:
     channel_step: int
     source_group: int
     sections: tuple[NDArray[np.int64], ...]
+    part: int
+
+    @property
+    def parts(self) -> int:
+        return -(-self.channels // self.part)
 
     @property
     def point_size(self) -> int:
         rows = self.transform.rows
-        return sum(s.shape[0] * s.shape[1] for s in self.sections) * self.channels * self.planes * rows
+        return sum(s.shape[0] * s.shape[1] for s in self.sections) * self.parts * self.part * self.planes * rows
 
     @property
     def size(self) -> int:
@@ -71,23 +87,25 @@ class Layout:
 
     def bind(self) -> jobs.Bound:
         """The job's numbers and tables."""
-        entries, at, place = [], 0, 0
-        rows = self.transform.rows
+        batches, at, place = [], 0, 0
+        rows, total = self.transform.rows, sum(len(section) for section in self.sections)
+        together = max(1, min(TOGETHER // rows, total * self.groups // 8)) if self.transform.channels_first else 1
         for section in self.sections:
-            count, taps = section.shape[:2]
-            for _ in range(count):
-                entries.append((taps, at, place))
-                at += section[0].size
-                place += taps * self.channels * self.planes * rows
+            taps, size = section.shape[1], section[0].size
+            for first in range(0, len(section), together):
+                count = min(together, len(section) - first)
+                batches.append((taps, at, place, count))
+                at += count * size
+                place += count * taps * self.parts * self.part * self.planes * rows
         slots = {
-            "entry_count": len(entries), "channels": self.channels, "planes": self.planes,
+            "batch_count": len(batches), "channels": self.channels, "part": self.part, "planes": self.planes,
             "channel_step": self.channel_step, "source_group": self.source_group,
             "target_group": self.point_size * self.transform.points, "target_point": self.point_size,
             "workspace_bytes": 0,
         }  # fmt: skip
         offsets = np.concatenate([s.reshape(-1) for s in self.sections] or [np.zeros(1, np.int64)])
-        tables = {"entries": np.array(entries or [(0, 0, 0)], np.int64), "offsets": offsets}
-        return jobs.Bound(slots, tables, len(entries) * self.groups)
+        tables = {"batches": np.array(batches or [(0, 0, 0, 0)], np.int64), "offsets": offsets}
+        return jobs.Bound(slots, tables, len(batches) * self.groups)
 
 
 def strides(spec: ConvSpec) -> tuple[int, int, int]:
@@ -135,32 +153,62 @@ def emit(transform: Transform) -> str:
     mask_text = "<" + ", ".join(f"i1 {'true' if i < rows else 'false'}" for i in range(lanes)) + ">" if lanes > 1 else "true"
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        del workspace
         s = {n: SLOTS.read(f, job, n) for n in SLOTS.names[len(jobs.COMMON) + 4 :]}
-        group, at = number // s["entry_count"], number % s["entry_count"]
-        entry = SLOTS.pointer(f, job, "entries", "i64")[at * ENTRY]
-        taps, first, place = (f.load("i64", entry[i]) for i in range(ENTRY))
+        group, at = number // s["batch_count"], number % s["batch_count"]
+        batch = SLOTS.pointer(f, job, "batches", "i64")[at * BATCH]
+        taps, first, place, entries = (f.load("i64", batch[i]) for i in range(BATCH))
         offsets = SLOTS.pointer(f, job, "offsets", "i64")[first]
         source = SLOTS.pointer(f, job, "x", element)[group * s["source_group"]]
         target = SLOTS.pointer(f, job, "y", element)[group * s["target_group"] + place]
         used = Value(f, mask_text, some)
-        with f.loop(0, taps, name="t") as t, f.loop(0, s["planes"], name="b") as b:
-            table = offsets[(t * s["planes"] + b) * (len(window) * rows)]
-            where = [_indices(f, table[i * rows], rows, lanes, used, index_type) for i in range(len(window))]
-            with f.loop(0, s["channels"], name="c") as c:
-                channel = source[c * s["channel_step"]]
-                taken = [_gather(f, channel, index, type_, element) for index in where]
-                columns = dict(zip(window, taken, strict=True))
-                for d, matrix in enumerate((transform.first, transform.second)):
-                    if matrix is not None:
-                        columns = _along(f, d, matrix, columns)
-                out = target[((t * s["channels"] + c) * s["planes"] + b) * rows]
-                for i, point in enumerate(sorted(columns)):
-                    address = out[s["target_point"] * i]
-                    if rows == lanes:
-                        f.store(columns[point], address)
-                    else:
-                        f.masked_store(columns[point], address, used)
-        del workspace
+        zero = f.splat(0.0, type_) if lanes == 1 else Value(f, "zeroinitializer", type_)
+        window_rows = len(window) * rows
+        tap_size = s["part"] * s["planes"] * rows  # of an entry, in the packed order
+        entry_size = (s["channels"] + s["part"] - 1) // s["part"] * taps * tap_size
+
+        def put(address: Value, i: int, value: Value) -> None:
+            """Stores the rows of a channel at a point, in pieces without masks, which some processors store very slowly."""
+            out, done = address[s["target_point"] * i], 0
+            while done < rows:
+                size = 1 << ((rows - done).bit_length() - 1)
+                if size == 1 < lanes:
+                    piece = f.emit(f"extractelement {value.type} {value.text}, i64 {done}", element)
+                else:
+                    piece = value if size == lanes else f.shuffle(value, value, range(done, done + size))
+                f.store(piece, out[done])
+                done += size
+
+        def walk(part: Value, low: Int, high: Int, given: bool) -> None:
+            """Packs channels low..high-1 of a part (zeros where none is given), in the order that suits the parameter."""
+            with ExitStack() as loops:
+                channels = f.loop(low, high, name="c")
+                c = loops.enter_context(channels) if transform.channels_first else None
+                counts = (("t", taps), ("b", s["planes"]), ("entry", entries))
+                t, b, entry = [loops.enter_context(f.loop(0, count, name=name)) for name, count in counts]
+                table = offsets[(t * s["planes"] + b + entry * (taps * s["planes"])) * window_rows]
+                where = [_places(f, table[i * rows], rows, lanes, used, index_type) for i in range(len(window))] if given else []
+                if c is None:
+                    c = loops.enter_context(channels)
+                values = [zero] * transform.points
+                if given:
+                    values = transformed(source[(part + c) * s["channel_step"]], where)
+                start = part * taps * s["planes"] * rows + t * tap_size + (c * s["planes"] + b) * rows
+                for i, value in enumerate(values):
+                    put(target[start + entry * entry_size], i, value)
+
+        def transformed(channel: Value, where: list[tuple[list[Value], Value]]) -> list[Value]:
+            """The points of a channel's rows."""
+            columns = dict(zip(window, [_take(f, channel, found, type_) for found in where], strict=True))
+            for d, matrix in enumerate((transform.first, transform.second)):
+                if matrix is not None:
+                    columns = _along(f, d, matrix, columns)
+            return [columns[point] for point in sorted(columns)]
+
+        with f.loop(0, s["channels"], s["part"], name="part") as part:
+            here = f.minimum(s["channels"] - part, s["part"])
+            walk(part, 0, here, True)
+            walk(part, here, s["part"], False)
 
     return module([jobs.emit_entry("entry", SLOTS, task)])
 
@@ -175,40 +223,44 @@ def _along(f: Function, d: int, matrix: Matrix, columns: dict[tuple[int, ...], V
     return turned
 
 
-def _indices(f: Function, table: Value, rows: int, lanes: int, used: Value, type_: str) -> tuple[Value, Value]:
+def _places(f: Function, table: Value, rows: int, lanes: int, used: Value, type_: str) -> tuple[list[Value], Value]:
     """(offsets, mask of those that are not zeros) of one tap's rows."""
+    offsets = [f.maximum(f.load("i64", table[r]), 0) for r in range(rows)]
     if lanes == 1:
-        index = f.load("i64", table)
-        return index, f.compare("sge", index, 0)
-    index = f.masked_load(type_, table, used)
-    found = f.compare("sge", index, f.splat(f.value(0), type_))
-    return index, f._op("and", found, used)
+        return offsets, f.compare("sge", f.load("i64", table), 0)
+    found = f.compare("sge", f.masked_load(type_, table, used), f.splat(f.value(0), type_))
+    return offsets, f._op("and", found, used)
 
 
-def _gather(f: Function, base: Value, where: tuple[Value, Value], type_: str, element: str) -> Value:
-    index, mask = where
+def _take(f: Function, base: Value, where: tuple[list[Value], Value], type_: str) -> Value:
+    """A vector of the elements at the offsets, zero where the mask is off."""
+    offsets, mask = where
+    element = element_of(type_)
     if mask.type == "i1":
-        zero = Value(f, literal(0.0, element), element)
-        return f.select(mask, f.load(element, base[f.maximum(index, 0)]), zero)
-    return f.gather(type_, base, index, mask)
+        return f.select(mask, f.load(element, base[offsets[0]]), Value(f, literal(0.0, element), element))
+    taken = f.emit(f"insertelement {type_} zeroinitializer, {element} {f.load(element, base[offsets[0]]).text}, i64 0", type_)
+    for r, offset in enumerate(offsets[1:], 1):
+        taken = f.emit(f"insertelement {type_} {taken.text}, {element} {f.load(element, base[offset]).text}, i64 {r}", type_)
+    return f.select(mask, taken, Value(f, "zeroinitializer", type_))
 
 
 def reference(layout: Layout, weight: NDArray[Any]) -> NDArray[Any]:
     """The same by NumPy, for the tests and where no code can be made."""
     flat, t = weight.reshape(-1), layout.transform
     groups = np.arange(layout.groups).reshape(-1, *(1,) * 6) * layout.source_group
-    channels = np.arange(layout.channels).reshape(1, 1, 1, -1, 1, 1, 1) * layout.channel_step
+    number = np.arange(layout.parts * layout.part).reshape(1, 1, 1, -1, 1, 1, 1)
+    channels, there = np.minimum(number, layout.channels - 1) * layout.channel_step, number < layout.channels
     parts = []
     for section in layout.sections:
         offsets = section[None, :, :, None]  # group entry tap channel plane window row
-        taken = np.where(offsets >= 0, flat[np.maximum(offsets, 0) + groups + channels], 0)
+        taken = np.where((offsets >= 0) & there, flat[np.maximum(offsets, 0) + groups + channels], 0)
         shape = taken.shape
         taken = taken.reshape(*shape[:5], *t.window, shape[-1])
         for axis, matrix in ((5, t.first), (6, t.second)):
             if matrix is not None:
                 taken = np.moveaxis(np.tensordot(taken, np.array(matrix, weight.dtype), axes=([axis], [1])), -1, axis)
-        points = taken.reshape(*shape[:5], t.points, shape[-1])
-        parts.append(np.moveaxis(points, 5, 1).reshape(layout.groups, t.points, -1))
+        points = taken.reshape(*shape[:3], layout.parts, layout.part, shape[4], t.points, shape[-1])
+        parts.append(points.transpose(0, 6, 1, 3, 2, 4, 5, 7).reshape(layout.groups, t.points, -1))
     if not parts:
         return np.zeros(16, weight.dtype)
     return np.ascontiguousarray(np.concatenate(parts, axis=2))

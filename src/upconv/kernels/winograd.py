@@ -14,6 +14,7 @@ Networks, 2016, for the use on layers. Sharing the transform between phases is d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -24,17 +25,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.target import Target
+from upconv.kernels import columns, microkernel, store, weights, winograd_code
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, pack, store, weights, winograd_code
+from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import Tile
-from upconv.kernels.winograd_tiles import WEIGHT, Way, band, band_reach, depth_taps, offsets, reads, steps, tiles, ways_of
+from upconv.kernels.winograd_tiles import WEIGHT, Residue, Way, classes, lines, live, steps, ways_of, windows
 from upconv.spec import ConvSpec, Problem
 
 NAME = "winograd"
 SLOTS = winograd_code.SLOTS
 EXACT = False
 """Rounding differs from the direct sum's, and a NaN spreads over its tile."""
+
+
+DEPTH = 1024
+"""Products that are added up at a time: longer sums round more than the direct kernel's, which come in parts as well. Parts
+short enough for the first-level cache (330) cost a tenth of the time of layers with 512 channels and more. Measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +52,40 @@ class Blocking:
     ways: tuple[Way, Way, Way]
     chunk: int
     chunks: int
-    tile_blocks: int
+    tile_blocks: tuple[int, ...]
     block: int
     block_count: int
     splits: int
-    channels_a_pack: int
-    left: int
-    right: int
-    plane_pitch: int
-    channel_pitch: int
-    v_pitch: int
+    depth: int
+    depth_part: int
     v_point: int
+    m_pitch: int
     m_point: int
     table_bytes: int
-    scratch_bytes: int
+    found_bytes: int
+    line_bytes: int
+    lines_bytes: int
     m_bytes: int
     v_bytes: int
-    band_bytes: int
 
     @property
     def workspace_bytes(self) -> int:
-        return self.table_bytes + self.scratch_bytes + self.m_bytes + self.v_bytes + self.band_bytes + 256
+        parts = (self.table_bytes, self.found_bytes, self.line_bytes, self.lines_bytes, self.m_bytes, self.v_bytes)
+        return sum(parts) + 256
 
     @property
     def points(self) -> int:
         return prod(way.window for way in self.ways)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a chunk, all classes of phases one behind the other, each filled up to whole tiles."""
+        return sum(self.tile_blocks) * self.tile.rows
+
+    @property
+    def room(self) -> int:
+        """Tiles that a task's table has room for."""
+        return round_up(self.block, self.tile.lanes)
 
 
 # -- the choice ------------------------------------------------------------------------------------------------------------
@@ -82,104 +98,147 @@ def rejects(problem: Problem, target: Target) -> str | None:
         return f"padding_mode {spec.padding_mode} is folded outside the kernel"
     if target.lanes(problem.itemsize) < 4:
         return "vectors too short to be worth the transforms"
+    if too_far(problem, target.lanes(problem.itemsize)):
+        return TOO_FAR
     ways = ways_of(spec)
     if isinstance(ways, str):
         return ways
-    if min(spec.in_channels, spec.out_channels) // spec.groups < 8:
-        return f"{min(spec.in_channels, spec.out_channels) // spec.groups} channels a group: the transforms would cost more"
+    least = min(spec.in_channels, spec.out_channels * prod(steps(spec)[0])) // spec.groups
+    if least < 8:
+        return f"{least} channels (times phases) a group: the transforms would cost more"
     return None
-
-
-def _phases(spec: ConvSpec) -> int:
-    return prod(steps(spec)[0])
 
 
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Tiles a block as the second-level cache holds their transforms; output channels in chunks beside them."""
     spec, item = problem.spec, problem.itemsize
-    ways = ways_of(spec)
-    assert not isinstance(ways, str)
-    shape, compact = band(problem), tiles(problem)
+    ways = _ways(problem)
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    phases, planes_in = _phases(spec), prod(steps(spec)[1])
+    out_steps, in_steps = steps(spec)
+    phases, length = prod(out_steps), columns.count(problem.batch, lines(problem))
     tile = microkernel.best_tile(problem.dtype, target, m * phases)
-    points, outputs = prod(w.window for w in ways), prod(w.outputs for w in ways)
-    depth = c * planes_in
-    plane_size = compact.axes[1].pitch * compact.axes[2].pitch
-    halo = (depth_taps(spec, ways) - 1) * plane_size
-    most = int(target.l2 * 0.3 / (points * depth * item)) - halo
-    most = max(round_up(max(most, 1), tile.lanes), 2 * tile.width, halo // 2)
-    pieces = max(1, ceil(compact.length / most))
-    if pieces * spec.groups < 2 * threads and compact.length >= 4 * tile.width:
-        pieces = max(pieces, min(ceil(2 * threads / spec.groups), compact.length // (2 * tile.width)))
+    points = prod(way.window for way in ways)
+    depth = c * prod(in_steps) * ways[0].taps
+    most = int(target.l2 * 0.35 / (points * depth * item)) // tile.width * tile.width
+    most = min(max(most, 2 * tile.width), 512)
+    pieces = max(1, ceil(length / most))
+    if pieces * spec.groups < 4 * threads and length >= 4 * tile.width:
+        pieces = max(pieces, min(ceil(4 * threads / spec.groups), length // (2 * tile.width)))
     if pieces > 1 and spec.groups < threads:
         pieces = round_up(pieces, threads)
-    block = round_up(ceil(compact.length / pieces), tile.lanes)
-    block_count = max(1, ceil(compact.length / block))
-    room = max(1, int(target.l2 * 0.45 / ((points + outputs) * block * item * phases)))
-    unit = max(1, tile.rows // phases)
-    chunk = min(m, max(unit, room // unit * unit))
-    chunks = ceil(m / chunk)
-    chunk = min(m, round_up(ceil(m / chunks), unit))
-    chunks = ceil(m / chunk)
-    tile_blocks = ceil(chunk * phases / tile.rows)
-    splits = 1
-    if block_count * spec.groups < 2 * threads and chunks == 1 and m >= 2 * unit:
-        chunk = round_up(ceil(m / threads), unit)
-        chunks, tile_blocks = ceil(m / chunk), ceil(chunk * phases / tile.rows)
-    if block_count * spec.groups < 2 * threads and chunks > 1:
-        splits = min(chunks, ceil(threads / (block_count * spec.groups)))
+    block = round_up(ceil(length / pieces), tile.lanes if length < 4 * tile.width else tile.width)
+    block_count = max(1, ceil(length / block))
+    room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))  # whatever the length: packed weights depend on it
+    chunk = _choose_chunk(problem, tile, m, min(m, max(room, ceil(tile.rows / phases))))
+    if block_count * spec.groups < 2 * threads and chunk >= m > 1:
+        chunk = _choose_chunk(problem, tile, m, ceil(m / threads))
+    chunks, splits = ceil(m / chunk), 1
+    if block_count * spec.groups < 3 * threads and chunks > 1 < threads:
+        splits = min(chunks, ceil(3 * threads / (block_count * spec.groups)))
         splits = ceil(chunks / ceil(chunks / splits))
-    band_right = max(u for u in offsets(shape, ways, steps(spec)[1]))
-    plane_pitch = round_up(band_reach(shape, compact, block + halo + tile.lanes) + band_right + 2 * tile.lanes, 16)
-    channel_pitch = plane_pitch * shape.planes
-    v_pitch = round_up(block + halo + 2 * tile.lanes, 16)
-    rows = tile_blocks * tile.rows
-    v_point = depth * v_pitch + (16 if depth * v_pitch % 32 == 0 else 0)
-    m_point = rows * block + (16 if rows * block % 32 == 0 else 0)
-    channels_a_pack = max(1, min(c, int(target.l2 * 0.12 / (channel_pitch * item))))
-    out_rows = (block // compact.axes[2].pitch + 3) * shape.axes[0].out_step * shape.axes[1].out_step
+    tile_blocks = tuple(ceil(chunk * n / tile.rows) for n in map(len, _phases(spec)))
+    rows = sum(tile_blocks) * tile.rows
+    panels = ceil(block / tile.width)
+    v_point = panels * depth * tile.width + 16
+    m_pitch = round_up(block, 16) + 16 * (round_up(block, 16) // 16 % 2 == 0)
+    m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
+    code = _code(problem, tile)
+    out_step = lines(problem)[2].out_step
     return Blocking(
         tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block, block_count=block_count,
-        splits=splits, channels_a_pack=channels_a_pack, left=0, right=halo, plane_pitch=plane_pitch,
-        channel_pitch=channel_pitch, v_pitch=v_pitch, v_point=v_point, m_point=m_point,
-        table_bytes=max(round_up((out_rows + 1) * store.ENTRY * 8, 64), pack.table_bytes(plane_pitch, shape)),
-        scratch_bytes=round_up(outputs * rows * block * item, 64),
+        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH)),
+        v_point=v_point, m_pitch=m_pitch, m_point=m_point,
+        table_bytes=columns.Table(round_up(block, tile.lanes), tile.lanes).bytes,
+        found_bytes=round_up(code.found_bytes(ways[0].taps * in_steps[0], round_up(block, tile.lanes)), 64),
+        line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
+        lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
         m_bytes=round_up(points * m_point * item, 64), v_bytes=round_up(points * v_point * item, 64),
-        band_bytes=round_up((channels_a_pack * channel_pitch + 2 * tile.width) * item, 64),
     )  # fmt: skip
+
+
+def _phases(spec: ConvSpec) -> list[tuple[Residue, ...]]:
+    """The phases of the output, class by class; a convolution has one."""
+    return [c.residues for c in classes(spec)] if spec.transposed else [((0, 0, 0),)]
+
+
+def _rows_done(problem: Problem, tile_blocks: tuple[int, ...], tile: Tile) -> int:
+    """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles."""
+    spec = problem.spec
+    if not spec.transposed:
+        return len(_points(problem)) * sum(tile_blocks) * tile.rows
+    return sum(tile_blocks[i] * tile.rows for point in _points(problem) for i in live(spec, point))
+
+
+def _choose_chunk(problem: Problem, tile: Tile, channels: int, most: int) -> int:
+    """Output channels at a time, at most so many, for the least padding of tiles; larger chunks where little speaks for less."""
+
+    def cost(chunk: int) -> float:
+        blocks = tuple(ceil(chunk * n / tile.rows) for n in map(len, _phases(problem.spec)))
+        return ceil(channels / chunk) * (_rows_done(problem, blocks, tile) + 0.02 * most)
+
+    return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
+
+
+def _points(problem: Problem) -> list[tuple[int, int]]:
+    """The points of the two inner dimensions."""
+    _, h, w = _ways(problem)
+    return list(product(range(h.window), range(w.window)))
+
+
+def _ways(problem: Problem) -> tuple[Way, Way, Way]:
+    ways = ways_of(problem.spec)
+    assert not isinstance(ways, str)
+    return ways
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
+def _depth_taps(problem: Problem) -> list[tuple[int, Residue]]:
+    """What the depth of a GEMM goes over, besides channels: (outer tap, plane of x), the planes class by class."""
+    outer = range(_ways(problem)[0].taps)
+    if problem.spec.transposed:
+        return [(t, (0, 0, 0)) for t in outer]
+    return [(t, plane) for c in classes(problem.spec) for t, plane in _outer_first(outer, c.residues)]
+
+
+def _outer_first(outer: range, planes: tuple[Residue, ...]) -> Iterator[tuple[int, Residue]]:
+    """Outer taps, then outer planes, then the planes of the two inner dimensions."""
+    for t in outer:
+        for plane in sorted(planes):
+            yield t, plane
+
+
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """U in the order the tiles read it: [group][point][chunk][block][outer tap][channel][plane][row]."""
+    """U in the order the tiles read it: [group][point][chunk][block][outer tap and plane][channel][row]."""
     spec, rows = problem.spec, how.tile.rows
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
-    out_steps, in_steps = steps(spec)
     step, channel_step, group_step = weights.strides(spec)
-    channel = weights.row_channels(how.chunks, how.chunk, how.tile_blocks, rows, prod(out_steps), m)
-    phase = np.unravel_index(np.arange(how.tile_blocks * rows) % prod(out_steps), out_steps)
-    plane = np.unravel_index(np.arange(prod(in_steps)), in_steps)
+    channels, phases = [], []
+    for blocks, residues in zip(how.tile_blocks, _phases(spec), strict=True):
+        found = weights.row_channels(how.chunks, how.chunk, blocks, rows, len(residues), m)
+        channels.append(found.reshape(how.chunks, blocks, rows))
+        phases.append(np.array(residues)[np.arange(blocks * rows) % len(residues)].reshape(blocks, rows, 3))
+    channel, phase = np.concatenate(channels, axis=1), np.concatenate(phases)  # chunk block row; block row dimension
+    depth = _depth_taps(problem)
+    outer, plane = np.array([t for t, _ in depth]), np.array([p for _, p in depth])
     place: Any = 0
-    for i, way in enumerate(how.ways):  # axes: outer tap, plane, window of h, window of w, row
-        tap = np.arange(way.taps)
+    for i, way in enumerate(how.ways):  # axes: block, depth tap, window of h, window of w, row
+        tap = outer.reshape(1, -1, 1, 1, 1) if i == 0 else np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
         if spec.transposed:  # later taps read earlier inputs
-            tap = tap[::-1]
-        index = stride[i] * tap.reshape([-1 if j == (0, 2, 3)[i] else 1 for j in range(5)])
-        index = index + phase[i] if spec.transposed else index + plane[i].reshape(1, -1, 1, 1, 1)
+            index = stride[i] * (way.taps - 1 - tap) + phase[:, None, None, None, :, i]
+        else:
+            index = stride[i] * tap + plane[:, i].reshape(1, -1, 1, 1, 1)
         place = np.where((place >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
-    place = np.broadcast_to(place, (*place.shape[:4], how.tile_blocks * rows))
-    place = place.reshape(how.ways[0].taps, len(plane[0]), -1, how.tile_blocks, rows)
-    place = np.tile(place.transpose(3, 0, 1, 2, 4), (how.chunks, 1, 1, 1, 1))  # entry, outer tap, plane, window, row
-    good = (channel[:, None, None, None] >= 0) & (place >= 0)
-    where = np.where(good, channel[:, None, None, None] * step + place, -1)
+    place = np.broadcast_to(place, (channel.shape[1], *place.shape[1:4], rows)).reshape(channel.shape[1], len(depth), 1, -1, rows)
+    good = (channel[:, :, None, None, None] >= 0) & (place >= 0)
+    where = np.where(good, channel[:, :, None, None, None] * step + place, -1)
+    where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, window, row
     matrices = [_rows_of(WEIGHT[way.taps]) if way.transformed else None for way in how.ways[1:]]
-    transform = weights.Transform(how.tile.element, rows, matrices[0], matrices[1])
-    return weights.Layout(transform, spec.groups, c, prod(in_steps), channel_step, group_step, (where,))
+    transform = weights.Transform(how.tile.element, rows, False, matrices[0], matrices[1])  # windows fill lines by themselves
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
 
 
 def _rows_of(matrix: NDArray[Any]) -> weights.Matrix:
@@ -196,52 +255,82 @@ def packing(problem: Problem, how: Blocking) -> object:
 
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
-    spec, shape, compact = problem.spec, band(problem), tiles(problem)
-    d, h, w = shape.axes
+    spec = problem.spec
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    out_steps, in_steps = steps(spec)
-    phases, planes_in = prod(out_steps), prod(in_steps)
-    depth = c * planes_in
-    rows = how.tile_blocks * how.tile.rows
-    taps = how.ways[0].taps
-    tap_table = [(t * h.positions * w.positions, t * depth * how.tile.rows) for t in range(taps)]
-    phase_rows = np.zeros((d.out_step * h.out_step * w.out_step, 2), np.int64)
-    fd, fh, fw = (way.outputs for way in how.ways)
-    members = product(range(fd), range(out_steps[0]), range(fh), range(out_steps[1]), range(fw), range(out_steps[2]))
-    for number, (_, ad, ih, ah, iw, aw) in enumerate(members):
-        phase = (ad * out_steps[1] + ah) * out_steps[2] + aw
-        phase_rows[number] = ((ih * fw + iw) * rows + phase, phases)
+    (_, ph, pw), in_steps = steps(spec)
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
+    strip = how.tile.rows * how.depth
+    chunk_size = sum(how.tile_blocks) * strip
     slots = {
-        "x_image": spec.in_channels * image_in, "x_channel": image_in, "x_d": h.size * w.size, "x_h": w.size,
-        "size_d": d.size, "size_h": h.size, "size_w": w.size, "step_d": d.in_step, "step_h": h.in_step,
-        "origin_d": d.base, "origin_h": h.base, "origin_w": w.base,
-        "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
-        "planes_d": d.planes, "planes_h": h.planes, "planes_w": w.planes, "lead": 0,
-        "plane_pitch": how.plane_pitch, "channel_pitch": how.channel_pitch,
-        "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
-        "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step,
-        "crop_d": d.crop, "crop_h": h.crop, "crop_w": w.crop, "positions_w": w.positions,
-        "y_image": spec.out_channels * image_out, "y_channel": image_out, "scratch_pitch": how.block,
-        "rows_d": compact.axes[0].pitch, "rows_h": h.positions, "rows_w": w.positions,
-        "tap_count": taps, "length": compact.length, "block": how.block, "block_count": how.block_count,
-        "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
-        "tile_blocks": how.tile_blocks, "channels_out": m, "channels_in": c, "channels_a_pack": how.channels_a_pack,
-        "left": how.left, "right": how.right, "depth": depth, "planes_in": planes_in,
-        "weight_point": how.chunks * how.tile_blocks * how.tile.rows * depth * taps,
-        "weight_group": how.points * how.chunks * how.tile_blocks * how.tile.rows * depth * taps,
-        "x_group": c * image_in, "v_pitch": how.v_pitch, "v_point": how.v_point, "m_pitch": how.block,
-        "m_point": how.m_point, "rows_used": rows,
-        "band_left": max(offsets(shape, how.ways, in_steps)),
-        "table_bytes": how.table_bytes, "scratch_bytes": how.scratch_bytes, "m_bytes": how.m_bytes,
-        "v_bytes": how.v_bytes, "workspace_bytes": how.workspace_bytes,
+        **columns.slots(lines(problem), problem.batch, spec.in_channels, spec.out_channels),
+        "x_channel": image_in, "y_channel": image_out, "read_count": how.ways[0].taps * in_steps[0] * prod(_reach(problem)),
+        "outer_count": how.ways[0].taps * in_steps[0], "panel_size": how.depth * how.tile.width, "block": how.block,
+        "block_count": how.block_count, "room": how.room, "splits": how.splits,
+        "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
+        "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c, "depth": how.depth, "depth_part": how.depth_part,
+        "phases_h": ph, "phases_w": pw, "weight_point": how.chunks * chunk_size,
+        "weight_group": how.points * how.chunks * chunk_size,
+        "x_group": c * image_in, "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
+        "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
+        "lines_bytes": how.lines_bytes, "m_bytes": how.m_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
+    outer, reads = _reads(problem)
     tables = {
-        "taps": np.array(tap_table, np.int64),
-        "reads": np.array(reads(shape, how.ways, in_steps, how.plane_pitch), np.int64),
-        "phase_rows": phase_rows,
-    }
+        "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads, "points": _point_table(problem, how),
+        "phase_rows": _phase_rows(problem, how), "plane_rows": _plane_rows(problem),
+    }  # fmt: skip
     return jobs.Bound(slots, tables, tasks(problem, how))
+
+
+def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
+    """For each point, what is live there: first strip of rows, strips, first row of the depth, rows."""
+    spec = problem.spec
+    c, outer = spec.in_channels // spec.groups, _ways(problem)[0].taps
+    sizes = how.tile_blocks if spec.transposed else tuple(len(k.residues) * outer * c for k in classes(spec))
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    found = []
+    for point in _points(problem):
+        kept = live(spec, point)
+        part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
+        found.append((*part, 0, how.depth) if spec.transposed else (0, sum(how.tile_blocks), *part))
+    return np.array(found, np.int64)
+
+
+def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
+    """For each phase, row-major: its row of a chunk's first channel, and the rows a channel."""
+    out_steps, _ = steps(problem.spec)
+    table, first = np.zeros((*out_steps, 2), np.int64), 0
+    for residues, blocks in zip(_phases(problem.spec), how.tile_blocks, strict=True):
+        for i, residue in enumerate(residues):
+            table[residue] = (first + i, len(residues))
+        first += blocks * how.tile.rows
+    return table.reshape(-1, 2)
+
+
+def _plane_rows(problem: Problem) -> NDArray[np.int64]:
+    """For each outer tap and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
+    _, (pd, ph, pw) = steps(problem.spec)
+    number = {tap: i for i, tap in enumerate(_depth_taps(problem))}
+    outer = product(range(_ways(problem)[0].taps), range(pd), range(ph), range(pw))
+    return np.array([number[t, (d, h, w)] for t, d, h, w in outer], np.int64)
+
+
+def _reach(problem: Problem) -> tuple[int, int]:
+    """Elements of x that a window spans in the two inner dimensions."""
+    _, (_, h), (_, w) = windows(problem)
+    return h.reach, w.reach
+
+
+def _reads(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(first element of the window of each outer tap and plane, every element of it), as `panel` reads."""
+    (_, d), (line_h, h), (line_w, w) = windows(problem)
+
+    def at(ed: int, eh: int, ew: int) -> tuple[int, ...]:
+        return ed, eh, ew, (ed * line_h.size + eh) * line_w.size + ew
+
+    outer = range(d.origin, d.origin + d.reach)
+    every = product(outer, range(h.origin, h.origin + h.reach), range(w.origin, w.origin + w.reach))
+    return np.array([at(e, h.origin, w.origin) for e in outer], np.int64), np.array([at(*e) for e in every], np.int64)
 
 
 # -- code --------------------------------------------------------------------------------------------------------------
@@ -254,19 +343,22 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     return f"{kind}_f{problem.itemsize * 8}_{NAME}_{sizes}_{how.tile}_{target.name}"
 
 
-def _code(problem: Problem, how: Blocking) -> winograd_code.Code:
-    inner = band(problem).axes[2]
-    return winograd_code.Code(how.tile, how.ways, inner.in_step, inner.out_step, problem.spec.activation)
+def _code(problem: Problem, tile: Tile) -> winograd_code.Code:
+    ways = _ways(problem)
+    _, (_, ph, pw) = steps(problem.spec)
+    out_step = lines(problem)[2].out_step
+    uneven = problem.spec.transposed and len(classes(problem.spec)) > 1
+    return winograd_code.Code(tile, ways, (ph, pw), uneven, out_step if out_step <= tile.lanes else 0, problem.spec.activation)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
-    return repr(_code(problem, how))
+    return repr(_code(problem, how.tile))
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    return winograd_code.emit(_code(problem, how))
+    return winograd_code.emit(_code(problem, how.tile))
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -278,34 +370,31 @@ def tasks(problem: Problem, how: Blocking) -> int:
 
 
 def macs(problem: Problem, how: Blocking) -> int:
-    """Multiply-adds of the GEMMs, padding of tiles included."""
-    spec = problem.spec
-    columns = round_up(tiles(problem).length, how.tile.lanes)
-    depth = spec.in_channels // spec.groups * prod(steps(spec)[1]) * how.ways[0].taps
-    return how.points * how.chunks * how.tile_blocks * how.tile.rows * depth * columns * spec.groups
+    """Multiply-adds of the GEMMs, padding of tiles included; none where transformed weights are zero."""
+    length = round_up(columns.count(problem.batch, lines(problem)), how.tile.lanes)
+    table = _point_table(problem, how)
+    return how.chunks * how.tile.rows * int((table[:, 1] * table[:, 3]).sum()) * length * problem.spec.groups
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the GEMMs, the transforms, the bytes stored and the weights streamed, on the threads' share."""
     spec, tile = problem.spec, how.tile
-    compact = tiles(problem)
-    d, h, w = compact.axes
+    _, _, w = lines(problem)
+    vectors = ceil(columns.count(problem.batch, lines(problem)) / tile.lanes)
     tile_steps = macs(problem, how) / (tile.rows * tile.width)
-    row_vectors = problem.batch * d.pitch * h.positions * ceil(w.positions / tile.lanes)
-    vectors = round_up(compact.length, tile.lanes) / tile.lanes
-    depth = spec.in_channels * prod(steps(spec)[1])
-    rows = how.chunks * how.tile_blocks * tile.rows * spec.groups
-    transforms = how.points * (5.0 * row_vectors * depth * how.splits + 5.0 * vectors * rows)
-    stored = store.cycles(problem.batch * spec.out_channels, compact.axes, tile.lanes)
+    rows = how.chunks * how.rows * spec.groups
+    transforms = vectors * how.points * (5.0 * how.depth * spec.groups * how.splits + 2.5 * rows)
+    outputs = prod(way.outputs for way in how.ways[:2])
+    wide = w.positions > 2 * tile.lanes
+    stored = store.cycles(vectors * rows * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
-    streamed = how.block_count * rows * depth * how.points * how.ways[0].taps / spec.groups * problem.itemsize
-    parallel = min(threads, tasks(problem, how))
-    cycles = tile_steps * microkernel.step_cycles(tile) * 1.05 + transforms + stored
-    return (cycles / target.hertz + moved / 10e9 + streamed / 12e9) / parallel + 5e-6
+    streamed = how.block_count * rows * how.depth * how.points / spec.groups * problem.itemsize
+    gemm = tile_steps * microkernel.step_cycles(tile) * 1.1
+    return microkernel.seconds(target, threads, tasks(problem, how), gemm, transforms + stored, moved, streamed)
 
 
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
-    phases = _phases(problem.spec)
+    phases = prod(steps(problem.spec)[0])
     shared = f"the {phases} phases share one input transform, " if phases > 1 else ""
     return f"{shared}{how.points} points, blocks of {how.block} tiles x {how.chunk} channels"

@@ -1,7 +1,8 @@
-"""The code of the Winograd kernel: transforms of windows and of sums, a GEMM a point, and the task that runs them."""
+"""The code of the Winograd kernel: windows of x transformed into V, a GEMM a point, sums transformed back and stored."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -9,32 +10,77 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from upconv.codegen.ir import Function, Int, Value, module
+from upconv.codegen.ir import SIZES, Function, Int, Value, module, vector
+from upconv.kernels import columns, microkernel, panel, store
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, pack, store
 from upconv.kernels.microkernel import Tile
 from upconv.kernels.winograd_tiles import INPUT, OUTPUT, Way
 from upconv.spec import Activation
 
 SLOTS = jobs.Slots(
-    (
-        *pack.SLOTS, *store.SLOTS, "out_step_w", "y", "weight", "taps", "tap_count", "reads", "length", "block",
-        "block_count", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_out", "channels_in",
-        "channels_a_pack", "left", "right", "band_left", "depth", "planes_in", "weight_group", "weight_point", "x_group",
-        "v_pitch", "v_point", "m_pitch", "m_point", "rows_used", "table_bytes", "scratch_bytes", "m_bytes", "v_bytes",
+    tuple(
+        dict.fromkeys(
+            (
+                *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
+                "plane_rows", "block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
+                "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
+                "x_group", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes", "line_bytes",
+                "lines_bytes",
+            )
+        )
     )
 )  # fmt: skip
 
 
+POINT = 4
+"""Numbers a point: first strip of rows, strips, first row of the depth, rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Everything that the emitted code depends on."""
+    """Everything that the emitted code depends on; `planes` are the strides of x in the two inner dimensions.
+
+    `uneven` layers have rows that are dead at some points.
+    """
 
     tile: Tile
     ways: tuple[Way, Way, Way]
-    in_step: int
+    planes: tuple[int, int]
+    uneven: bool
     out_step: int
     activation: Activation | None
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Elements of x that a window spans in the two inner dimensions."""
+        h, w = (p * way.window for p, way in zip(self.planes, self.ways[1:], strict=True))
+        return h, w
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        return list(product(range(self.ways[1].window), range(self.ways[2].window)))
+
+    @property
+    def store(self) -> store.Store:
+        return store.store_of(self.tile.element, self.tile.lanes, self.out_step, self.activation)
+
+    @property
+    def piece(self) -> int:
+        """Neighbouring elements of x that a tile takes at once, transposed in registers; 1 where w is not transformed."""
+        if not self.ways[2].transformed:
+            return 1
+        return next(n for n in (16, 8, 4) if n <= self.tile.lanes and self.reach[1] % n == 0)
+
+    @property
+    def panel(self) -> panel.Panel:
+        """How vectors are found where w is not transformed: each element of the window is a read of its own."""
+        return panel.Panel(self.tile.element, self.tile.lanes, self.tile.vectors, self.planes[1])
+
+    def found_bytes(self, outer: int, room: int) -> int:
+        """Bytes of what is known of a task's windows: masks of each row of each tile, or an entry a vector and read."""
+        if self.piece > 1:
+            return outer * self.reach[0] * self.reach[1] * room * 4
+        return outer * self.reach[0] * self.reach[1] * room // self.tile.lanes * self.panel.entry
 
 
 def _combine(f: Function, row: NDArray[Any], values: list[Value]) -> Value:
@@ -67,89 +113,224 @@ def _transform(f: Function, values: dict[tuple[int, int], Value], matrices: tupl
     return values
 
 
-def _emit_at(f: Function, s: dict[str, Value], column: Value) -> Value:
-    """Where a tile, numbered without halo, stands in the band."""
-    w, row = column % s["rows_w"], column // s["rows_w"]
-    return _emit_row_at(f, s, row) + w
+# -- windows -----------------------------------------------------------------------------------------------------------
 
 
-def _emit_row_at(f: Function, s: dict[str, Value], row: Value) -> Value:
-    h, rest = row % s["rows_h"], row // s["rows_h"]
-    d, n = rest % s["rows_d"], rest // s["rows_d"]
-    return ((n * s["pitch_d"] + d) * s["pitch_h"] + h) * s["pitch_w"]
+def _emit_windows(code: Code) -> Function:
+    """`windows(job, table, room, found, vectors)`: which vectors of tiles lie within x, and masks for those that do not.
 
-
-def _emit_input(tile: Tile, ways: tuple[Way, Way, Way]) -> Function:
-    """`input(job, band, v, channels, low, high)`: the windows of tiles low..high-1 of `channels` channels, into V.
-
-    The band starts at tile `low`. Rows are taken in rising order and written in whole vectors, as in `pack`.
+    Masks are [outer tap][row of the window][tile][column of the window].
     """
     f = Function(
-        "input",
-        [("job", "ptr"), ("band", "ptr"), ("v", "ptr"), ("channels", "i64"), ("low", "i64"), ("high", "i64")],
+        "windows",
+        [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")],
         attributes="internal noinline nounwind",
     )
-    job, stored, v, channels, low, high = f.arguments
-    stored, v = stored.of(tile.element), v.of(tile.element)
-    s = {n: SLOTS.read(f, job, n) for n in ("channel_pitch", "planes_in", "v_pitch", "v_point", *_PLACES)}
-    reads = SLOTS.pointer(f, job, "reads", "i64")
-    points = list(product(range(ways[1].window), range(ways[2].window)))
-    matrices = (INPUT if ways[1].transformed else None, INPUT if ways[2].transformed else None)
-    begin = _emit_at(f, s, low)
-    with f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row") as row:
-        start = row * s["rows_w"]
-        w0, w1 = f.maximum(low - start, 0), f.minimum(high - start, s["rows_w"])
-        row_source = stored[_emit_row_at(f, s, row) + w0 - begin]
-        row_target = v[start + w0 - low]
-        with f.loop(0, channels, name="c") as c, f.loop(0, s["planes_in"], name="b") as b:
-            source = row_source[c * s["channel_pitch"]]
-            target = row_target[(c * s["planes_in"] + b) * s["v_pitch"]]
-            addresses = [source[f.load("i64", reads[b * len(points) + i])] for i in range(len(points))]
-            with f.loop(0, w1 - w0, tile.lanes, name="t") as t:
-                window = {p: f.load(tile.type, a[t]) for p, a in zip(points, addresses, strict=True)}
-                done = _transform(f, window, matrices)
-                for i, p in enumerate(points):
-                    f.store(done[p], target[s["v_point"] * i + t])
+    job, table, room, found, vectors = f.arguments
+    lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
+    p = columns.parts(table, room, lanes)
+    s = {name: SLOTS.read(f, job, name) for name in ("outer_count", "size_d", "size_h", "size_w")}
+    outer = SLOTS.pointer(f, job, "outer", "i64")
+    first = tuple(f.load("i64", outer[i]) for i in range(3))
+    last = (f.load("i64", outer[(s["outer_count"] - 1) * panel.READ]), first[1] + (reach_h - 1), first[2] + (reach_w - 1))
+    with f.loop(0, vectors, name="v") as v:
+        low, high = (columns.inside(f, s, p, v * lanes, lanes, (e[0], e[1], e[2])) for e in (first, last))
+        interior = f.select(columns.full(f, f._op("and", low, high), lanes), 1, 0)
+        f.store(interior, p.vectors[v * columns.VECTOR + columns.READER])
+    type_, i32 = vector("i32", reach_w), "i32"
+    along = Value(f, "<" + ", ".join(f"i32 {i}" for i in range(reach_w)) + ">", type_)
+    size_w = f.splat(f.truncated(s["size_w"]), type_)
+    with f.loop(0, s["outer_count"], name="outer") as o, f.loop(0, reach_h, name="row") as e:
+        ed = f.load("i64", outer[o * panel.READ])
+        with f.loop(0, vectors * lanes, name="tile") as t:
+            d, h, w = (f.load(i32, part[t]) for part in (p.d, p.h, p.w))
+            d = f._op("add", d, f.truncated(ed))
+            h, w = f._op("add", h, f.truncated(first[1] + e)), f._op("add", w, f.truncated(first[2]))
+            there = f._op(
+                "and",
+                f.compare("ult", d, f.truncated(s["size_d"])),
+                f.compare("ult", h, f.truncated(s["size_h"])),
+            )
+            mask = f.compare("ult", f._op("add", f.splat(w, type_), along), size_w)
+            wide = f.emit(f"sext {mask.type} {mask.text} to {type_}", type_)
+            kept = f.emit(f"select i1 {there.text}, {type_} {wide.text}, {type_} zeroinitializer", type_)
+            f.store(kept, found.of("i32")[((o * reach_h + e) * room + t) * reach_w], align=4)
     return f
 
 
-_PLACES = ("rows_d", "rows_h", "rows_w", "pitch_d", "pitch_h", "pitch_w")
+def _transpose(f: Function, tiles: list[Value]) -> list[Value]:
+    """The vectors of tiles (each n elements long) turned into n vectors, one lane a tile; n is at most the lanes."""
+    lanes = len(tiles)
+    n = int(tiles[0].type[1:].split(" x ")[0])
+    rows = []
+    for j in range(n):  # tiles j, j + n, j + 2n ... side by side
+        parts = tiles[j::n]
+        while len(parts) > 1:
+            joined = range(2 * int(parts[0].type[1:].split(" x ")[0]))
+            parts = [f.shuffle(a, b, list(joined)) for a, b in zip(parts[0::2], parts[1::2], strict=True)]
+        rows.append(parts[0])
+    step = 1
+    while step < n:  # exchange element bit by element bit between rows that differ in it, within blocks of n lanes
+        turned = list(rows)
+        for i in range(n):
+            if i & step == 0:
+                a, b = rows[i], rows[i + step]
+                keep = [lane if lane & step == 0 else lanes + (lane ^ step) for lane in range(lanes)]
+                move = [(lane ^ step) if lane & step == 0 else lanes + lane for lane in range(lanes)]
+                turned[i], turned[i + step] = f.shuffle(a, b, keep), f.shuffle(a, b, move)
+        rows, step = turned, step * 2
+    return rows
 
 
-def _emit_output(tile: Tile, ways: tuple[Way, Way, Way]) -> Function:
-    """`output(job, m, scratch, rows, count)`: M back to outputs, F of them a position in each transformed dimension."""
-    f = Function(
-        "output",
-        [("job", "ptr"), ("m", "ptr"), ("scratch", "ptr"), ("rows", "i64"), ("count", "i64")],
-        attributes="internal noinline nounwind",
-    )
-    job, m, scratch, rows, count = f.arguments
-    m, scratch = m.of(tile.element), scratch.of(tile.element)
-    s = {n: SLOTS.read(f, job, n) for n in ("m_pitch", "m_point", "rows_used")}
-    points = list(product(range(ways[1].window), range(ways[2].window)))
-    matrices = tuple(OUTPUT[way.taps] if way.transformed else None for way in ways[1:])
-    line = s["rows_used"] * s["m_pitch"]
-    with f.loop(0, rows, name="r") as r:
-        source, target = m[r * s["m_pitch"]], scratch[r * s["m_pitch"]]
-        with f.loop(0, count, tile.lanes, name="t") as t:
-            sums = {p: f.load(tile.type, source[s["m_point"] * i + t]) for i, p in enumerate(points)}
-            done = _transform(f, sums, (matrices[0], matrices[1]))
-            for i, p in enumerate(sorted(done)):
-                f.store(done[p], target[line * i + t])
+def _emit_input(code: Code) -> Function:
+    """`input(job, table, room, found, vectors, x, v, line)`: the windows of a block's tiles, all channels, into V.
+
+    V is [point][panel][outer tap][channel][plane][tile].
+    """
+    pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")]
+    f = Function("input", [*pointers, ("x", "ptr"), ("v", "ptr"), ("line", "ptr")], attributes="internal noinline nounwind")
+    job, table, room, found, vectors, x, v, line = f.arguments
+    tile, lanes = code.tile, code.tile.lanes
+    x, v, line = x.of(tile.element), v.of(tile.element), line.of(tile.element)
+    names = ("x_channel", "x_h", "channels_in", "outer_count", "panel_size", "v_point")
+    s = {name: SLOTS.read(f, job, name) for name in names}
+    p = columns.parts(table, room, lanes)
+    planes = prod(code.planes)
+    outer, plane_rows = SLOTS.pointer(f, job, "outer", "i64"), SLOTS.pointer(f, job, "plane_rows", "i64")
+    with f.loop(0, s["channels_in"], name="c") as c, f.loop(0, s["outer_count"], name="outer") as o:
+        source = x[c * s["x_channel"]]
+        taps = [f.load("i64", plane_rows[o * planes + i]) for i in range(planes)]
+        rows = [(tap * s["channels_in"] + c) * tile.width for tap in taps]
+        with f.loop(0, vectors, name="vector") as number:
+            panel_ = v[number // tile.vectors * s["panel_size"] + number % tile.vectors * lanes]
+            target = [panel_[row] for row in rows]
+            if code.piece > 1:
+                start = source[f.load("i64", outer[o * panel.READ + 3])]
+                _emit_ahead(f, code, s, start[f.load("i64", p.places[number * lanes])])
+                interior = p.vector(f, number, columns.READER).equals(1)
+                with f.when(interior, name="interior"):
+                    _emit_tiles(f, code, s, p, start, number, None, target)
+                with f.otherwise(interior, name="border"):
+                    masks = found.of("i32")[(o * code.reach[0] * room + number * lanes) * code.reach[1]]
+                    _emit_tiles(f, code, s, p, start, number, (masks, room), target)
+            else:
+                _emit_vectors(f, code, s, p, source, found, o, vectors, number, line, target)
     return f
+
+
+def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> None:
+    """Asks for what a vector of tiles reads of a later channel."""
+    span = code.tile.lanes * code.ways[2].outputs * code.planes[1]
+    for e in range(code.reach[0]):
+        for at in range(0, span, 64 // SIZES[code.tile.element]):
+            f.prefetch(place[s["x_channel"] * panel.AHEAD + s["x_h"] * e + at])
+
+
+def _emit_tiles(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, start: Value, number: Value,
+    masks: tuple[Value, Value] | None, target: list[Value],
+) -> None:  # fmt: skip
+    """The windows of one vector of tiles, each tile's rows read as they lie in x and transposed in registers."""
+    lanes, (_, reach_w), size = code.tile.lanes, code.reach, code.piece
+    places = [start[f.load("i64", p.places[number * lanes + i])] for i in range(lanes)]
+    type_, mask_type = vector(code.tile.element, size), vector("i32", size)
+
+    def row(e: int) -> list[Value]:
+        """Row e of the window: a vector for each of its columns."""
+        found = []
+        for at in range(0, reach_w, size):
+            tiles = []
+            for i, place in enumerate(places):
+                address = place[s["x_h"] * e + at]
+                if masks is None:
+                    tiles.append(f.load(type_, address))
+                else:
+                    table, room = masks
+                    mask = f.load(mask_type, table[(room * e + i) * reach_w + at], 4)
+                    tiles.append(f.masked_load(type_, address, f.compare("slt", mask, f.splat_int(0, mask_type))))
+            found += _transpose(f, tiles)
+        return found
+
+    _emit_points(f, code, s, row, target)
+
+
+def _emit_vectors(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, found: Value, o: Value, vectors: Value,
+    number: Value, line: Value, target: list[Value],
+) -> None:  # fmt: skip
+    """The windows of one vector of tiles where w is not transformed: each element of the window is a vector of x."""
+    lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
+    with f.loop(0, reach_h * reach_w, name="element") as e:
+        entry = found.of("i8")[((o * (reach_h * reach_w) + e) * vectors + number) * code.panel.entry]
+        panel.emit_fetch(f, code.panel, p, source, entry, number, line[e * lanes])
+    _emit_points(f, code, s, lambda e: [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)], target)
+
+
+def _emit_points(f: Function, code: Code, s: dict[str, Value], row: Any, target: list[Value]) -> None:
+    """Transforms the windows whose rows `row` gives, one of each plane of x, and stores their points at the planes' targets."""
+    ph, pw = code.planes
+    matrices = (INPUT if code.ways[1].transformed else None, INPUT if code.ways[2].transformed else None)
+    for bh in range(ph):
+        rows = [row(ph * u + bh) for u in range(code.ways[1].window)]
+        for bw in range(pw):
+            window = {(u, t): rows[u][pw * t + bw] for u, t in code.points}
+            done = _transform(f, window, matrices)
+            for i, point in enumerate(code.points):
+                f.store(done[point], target[bh * pw + bw][s["v_point"] * i])
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------------
+
+
+def _emit_output(code: Code, writer: store.Writer) -> Function:
+    """`output(job, table, room, vectors, m, lines, line, y, channel, channels)`: M back to outputs, and these stored.
+
+    The tile's outputs of one phase of h stand in `lines`, [output row][output column by phase][tile], before they are woven.
+    """
+    pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("vectors", "i64"), ("m", "ptr"), ("lines", "ptr")]
+    arguments = [*pointers, ("line", "ptr"), ("y", "ptr"), ("channel", "i64"), ("channels", "i64")]
+    f = Function("output", arguments, attributes="internal noinline nounwind")
+    job, table, room, vectors, m, lines, line, y, channel, channels = f.arguments
+    tile, lanes, (_, way_h, way_w) = code.tile, code.tile.lanes, code.ways
+    m, lines, line, y = (pointer.of(tile.element) for pointer in (m, lines, line, y))
+    names = ("m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w")
+    s = {name: SLOTS.read(f, job, name) for name in names}
+    bias, phase_rows = SLOTS.pointer(f, job, "bias", tile.element), SLOTS.pointer(f, job, "phase_rows", "i64")
+    p = columns.parts(table, room, lanes)
+    matrices = tuple(OUTPUT[way.taps] if way.transformed else None for way in (way_h, way_w))
+    with f.loop(0, channels, name="m") as number, f.loop(0, s["out_step_d"], name="ad") as ad:
+        offset, plane = f.load(tile.element, bias[channel + number]), y[number * s["y_channel"]]
+        with f.loop(0, s["phases_h"], name="ah") as ah, f.loop(0, vectors, name="v") as v:
+            first = (ad * s["phases_h"] + ah) * s["phases_w"]
+            with f.loop(0, s["phases_w"], name="aw") as aw:
+                at = phase_rows[(first + aw) * 2]
+                source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + v * lanes]
+                sums = {point: f.load(tile.type, source[s["m_point"] * i]) for i, point in enumerate(code.points)}
+                for (i, j), value in _transform(f, sums, (matrices[0], matrices[1])).items():
+                    f.store(value, lines[((s["phases_w"] * (i * way_w.outputs + j)) + aw) * lanes])
+            with f.loop(0, way_h.outputs, name="ih") as ih:
+                row, h = lines[ih * s["out_step_w"] * lanes], ih * s["phases_h"] + ah
+                to = store.Destination(job, table, room, line, plane, ad, h, (ad * s["out_h"] + h) * s["out_w"])
+
+                def stream(a: Int, row: Value = row) -> Value:
+                    return row[a * lanes]
+
+                store.emit_vector(f, writer, to, p, v, stream, offset, s["out_step_w"])
+    return f
+
+
+def _emit_readers(code: Code) -> Iterator[Function]:
+    """What finds a block's windows."""
+    yield _emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
 
 
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
-    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, code.in_step), SLOTS)
-    do_rows = store.emit_rows(SLOTS)
-    woven = code.out_step if code.out_step <= max(tile.lanes, 8) else 0
-    finish = store.Store(tile.element, tile.lanes, woven, code.activation)
-    do_store = store.emit(finish, SLOTS)
     do_tiles = microkernel.emit_both(tile)
-    do_input, do_output = _emit_input(tile, code.ways), _emit_output(tile, code.ways)
-    points = prod(way.window for way in code.ways)
+    do_place, writer = columns.emit_place(tile.lanes, SLOTS), store.writer(code.store, SLOTS)
+    do_find = next(_emit_readers(code))
+    do_input, do_output = _emit_input(code), _emit_output(code, writer)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
@@ -157,61 +338,48 @@ def emit(code: Code) -> str:
         split, group = rest % s["splits"], rest // s["splits"]
         low = position * s["block"]
         width = f.minimum(s["length"] - low, s["block"])
-        table = workspace
-        scratch = workspace[s["table_bytes"]].of(tile.element)
-        m = workspace[s["table_bytes"] + s["scratch_bytes"]].of(tile.element)
-        v_at = s["table_bytes"] + s["scratch_bytes"] + s["m_bytes"]
-        v, stored = workspace[v_at].of(tile.element), workspace[v_at + s["v_bytes"]].of(tile.element)
+        vectors = (width + (tile.lanes - 1)) // tile.lanes
+        table, at, parts = workspace, s["table_bytes"], []
+        for name in ("found_bytes", "line_bytes", "lines_bytes", "m_bytes"):
+            parts.append(workspace[at].of(tile.element))
+            at = at + s[name]
+        (found, line, lines, m), v = parts, workspace[at].of(tile.element)
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
-        wide = (width + s["right"] + (tile.lanes - 1)) // tile.lanes * tile.lanes
-        from_band, to_band = _emit_at(f, s, low), _emit_at(f, s, low + wide - 1) + 1 + s["band_left"]
-        with f.loop(0, s["channels_in"], s["channels_a_pack"], name="pc") as pc:
-            several = f.minimum(s["channels_in"] - pc, s["channels_a_pack"])
-            f.call(do_pack, [job, table, x[pc * s["x_channel"]], stored, from_band, to_band, several])
-            f.call(do_input, [job, stored, v[pc * s["planes_in"] * s["v_pitch"]], several, low, low + wide])
-        count = f.call(do_rows, [job, table, low, low + width])
+        f.call(do_place, [job, table, s["room"], low, low + width])
+        f.call(do_find, [job, table, s["room"], found, vectors])
+        f.call(do_input, [job, table, s["room"], found, vectors, x, v, line])
+        taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
+        strip = s["depth"] * tile.rows
+        with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven else 0, tile.lanes, name="zero") as i:
+            f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
-            with f.loop(0, points, name="point") as p:
-                left = weight[p * s["weight_point"]]
-                _emit_gemm(f, job, s, ic, left, v[p * s["v_point"]], m[p * s["m_point"]], width, tile, do_tiles)
-            f.call(do_output, [job, m, scratch, s["rows_used"], width])
+            with f.loop(0, len(code.points), name="point") as point:
+                first_strip, strips, first_row, rows = (f.load("i64", points[point * POINT + i]) for i in range(POINT))
+                left = weight[point * s["weight_point"] + (ic * s["tile_blocks"] + first_strip) * strip]
+                right, wide = v[point * s["v_point"]], vectors * tile.lanes
+                sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
+                with f.loop(0, rows, s["depth_part"], name="pc") as pc:
+                    sizes: list[Int] = [taps, 1, f.minimum(rows - pc, s["depth_part"]), tile.width]
+                    at, more = first_row + pc, f.select(pc > 0, 1, 0)
+                    a, b = left[at * tile.rows], right[at * tile.width]
+                    microkernel.emit_block(
+                        f, tile, do_tiles, a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide, more
+                    )
             channel = ic * s["chunk"]
             number_out = group * s["channels_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
-            f.call(do_store, [job, table, count, scratch, y[number_out * s["y_channel"]], number_out, several])
+            plane = y[number_out * s["y_channel"]]
+            f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, do_pack, do_rows, do_store, do_input, do_output, entry])
+    return module([*do_tiles, do_place, do_find, do_input, *writer.functions, do_output, entry])
 
 
 _TASK_SLOTS = (
-    "length", "block", "block_count", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_out",
-    "channels_in", "channels_a_pack", "x_channel", "left", "right", "band_left", "depth", "planes_in", "weight_group",
-    "weight_point", "x_group", "v_pitch", "v_point", "m_pitch", "m_point", "rows_used", "y_channel", "tap_count",
-    "table_bytes", "scratch_bytes", "m_bytes", "v_bytes", *_PLACES,
+    "length", "block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_out",
+    "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point", "y_channel", "table_bytes",
+    "found_bytes", "line_bytes", "lines_bytes", "m_bytes",
 )  # fmt: skip
-
-
-def _emit_gemm(
-    f: Function,
-    job: Value,
-    s: dict[str, Value],
-    ic: Value,
-    weight: Value,
-    v: Value,
-    m: Value,
-    width: Value,
-    tile: Tile,
-    do_tiles: tuple[Function, Function],
-) -> None:
-    """One point of one chunk: M = U V, wide tiles, then narrow ones."""
-    taps = SLOTS.pointer(f, job, "taps", "i64")
-    depth = s["depth"] * s["tap_count"] * tile.rows
-    with f.loop(0, s["tile_blocks"], name="ir") as ir:
-        left = weight[(ic * s["tile_blocks"] + ir) * depth]
-        row = m[ir * tile.rows * s["m_pitch"]]
-        sizes: list[Int] = [taps, s["tap_count"], s["depth"], s["v_pitch"]]
-        microkernel.emit_strip(f, tile, do_tiles, left, v, sizes, row, s["m_pitch"], width)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import ceil
 
 import numpy as np
 
-from upconv.kernels.geometry import Axis, Band
+from upconv.kernels.columns import LINE_OF_ONE, Line
 from upconv.spec import ConvSpec, Problem
 
 WINDOW = 4
@@ -65,63 +65,38 @@ def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
     return ways[0], ways[1], ways[2]
 
 
-def _axis(spec: ConvSpec, d: int, size: int, out_size: int, way: Way) -> Axis:
-    """One dimension, its positions counted in tiles; `first` is 0: the window's first input stands at its position."""
-    k, s, (before, _) = spec.kernel_size[d], spec.stride[d], spec.padding[d]
-    f = way.outputs
-    if spec.transposed:
-        low = before // s
-        crop, out_step, in_step = before - s * low, s * f, f
-        positions = ((out_size - 1 + crop) // s + 1 + f - 1) // f
-        origin = low - (way.taps - 1)
-    else:
-        crop, out_step, in_step = 0, f, s * f
-        positions = -(-out_size // f)
-        origin = -before
-    inner_step = 1 if spec.transposed else s
-    reach = (way.window if way.transformed else way.taps) * inner_step
-    if k < reach and not spec.transposed:
-        reach = (way.window - 1) * inner_step + min(k, s)
-    span = (reach - 1) // in_step
-    return Axis(
-        size=size, out_size=out_size, out_step=out_step, in_step=in_step, crop=crop, positions=positions,
-        pitch=positions + span, base=origin, first=0, planes=min(in_step, reach), phases=(),
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One dimension's reads: the first, and how many follow one another (all outer taps, where it is not transformed)."""
+
+    origin: int
+    reach: int
 
 
 @lru_cache(maxsize=512)
-def band(problem: Problem) -> Band:
-    """The tiles of a problem as a band: `base` holds the index of x at position 0, plane 0."""
+def windows(problem: Problem) -> tuple[tuple[Line, Window], ...]:
+    """Each dimension: its tiles as columns (`columns.Line`), and the window that a tile reads."""
     spec, ways = problem.spec, ways_of(problem.spec)
     assert not isinstance(ways, str)
-    missing = [Axis(1, 1, 1, 1, 0, 1, 1, 0, 0, 1, ())] * (3 - spec.rank)
-    axes = [
-        _axis(spec, d, n, o, way)
-        for d, (n, o, way) in enumerate(zip(problem.input_size, problem.output_size, ways[3 - spec.rank :], strict=True))
-    ]
-    a, b, c = [*missing, *axes]
-    return Band(problem.batch, (a, b, c))
+    found = [(LINE_OF_ONE, Window(0, 1))] * (3 - spec.rank)
+    for d, way in enumerate(ways[3 - spec.rank :]):
+        size, out_size = problem.input_size[d], problem.output_size[d]
+        s, (before, _), f = spec.stride[d], spec.padding[d], way.outputs
+        if spec.transposed:
+            low = before // s
+            crop = before - s * low
+            positions = ((out_size - 1 + crop) // s + f) // f
+            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.taps - 1), 1
+        else:
+            line, origin, planes = Line(size, out_size, s * f, f, 0, -(-out_size // f)), -before, s
+        found.append((line, Window(origin, planes * (way.window if way.transformed else way.taps))))
+    return tuple(found)
 
 
-@lru_cache(maxsize=512)
-def tiles(problem: Problem) -> Band:
-    """The same tiles numbered without the band's halo: the columns of V and M. The outermost taps keep theirs."""
-    ways = ways_of(problem.spec)
-    assert not isinstance(ways, str)
-    shape = band(problem)
-    d, h, w = shape.axes
-    outer = replace(d, pitch=d.positions + (0 if ways[0].transformed else ways[0].taps - 1))
-    return Band(shape.batch, (outer, replace(h, pitch=h.positions), replace(w, pitch=w.positions)))
-
-
-def band_reach(shape: Band, compact: Band, columns: int) -> int:
-    """Positions of the band that `columns` neighbouring tiles can span, the tiles' own included."""
-    rows = columns // compact.axes[2].pitch + 2
-    planes = rows // compact.axes[1].pitch + 2
-    images = planes // compact.axes[0].pitch + 2
-    rows += planes * (shape.axes[1].pitch - compact.axes[1].pitch)
-    rows += images * (shape.axes[0].pitch - compact.axes[0].pitch) * shape.axes[1].pitch
-    return rows * shape.axes[2].pitch
+def lines(problem: Problem) -> tuple[Line, Line, Line]:
+    """The tiles of a problem as columns."""
+    d, h, w = (line for line, _ in windows(problem))
+    return d, h, w
 
 
 def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -130,33 +105,43 @@ def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (s, ones) if spec.transposed else (ones, s)
 
 
-def reads(shape: Band, ways: tuple[Way, Way, Way], planes_in: tuple[int, ...], plane_pitch: int) -> list[int]:
-    """For each input plane b and each point of the window: where it stands in a channel of the packed band."""
-    _, h, w = shape.axes
-    strides = (h.pitch * w.pitch, w.pitch, 1)
-    counts = (h.planes * w.planes, w.planes, 1)
-    found = []
-    for b in product(*(range(n) for n in planes_in)):
-        for u in product(*(range(way.window) for way in ways)):
-            flat = plane = 0
-            for i, axis in enumerate(shape.axes):
-                offset, number = divmod(planes_in[i] * u[i] + b[i], axis.in_step)
-                flat += offset * strides[i]
-                plane += number * counts[i]
-            found.append(flat + plane * plane_pitch)
-    return found
+# -- residues whose last tap is missing --------------------------------------------------------------------------------
+
+Residue = tuple[int, int, int]
+"""A phase of the output (transposed) or a plane of the input, in each dimension."""
 
 
-def depth_taps(spec: ConvSpec, ways: tuple[Way, Way, Way]) -> int:
-    """Taps of the outermost dimension, taken one by one."""
-    return ways[0].taps if not ways[0].transformed else 1
+@dataclass(frozen=True, slots=True)
+class Class:
+    """Residues that lack a tap in the same dimensions: there the kernel is no multiple of the stride."""
+
+    short: tuple[bool, bool]
+    residues: tuple[Residue, ...]
 
 
-def offsets(shape: Band, ways: tuple[Way, Way, Way], planes_in: tuple[int, ...]) -> list[int]:
-    """Flat offsets of the window's points within a plane."""
-    _, h, w = shape.axes
-    strides = (h.pitch * w.pitch, w.pitch, 1)
-    return [
-        sum((planes_in[i] * u[i] + planes_in[i] - 1) // axis.in_step * strides[i] for i, axis in enumerate(shape.axes))
-        for u in product(*(range(way.window) for way in ways))
-    ]
+_ORDER = ((False, True), (False, False), (True, False), (True, True))
+"""Of classes by (h, w) that lack a tap: whatever a point leaves out, what remains stands side by side."""
+
+
+@lru_cache(maxsize=512)
+def classes(spec: ConvSpec) -> tuple[Class, ...]:
+    """Phases of a transposed layer, planes of a convolution, by the taps they lack."""
+    ways = ways_of(spec)
+    assert not isinstance(ways, str)
+    kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
+    found: dict[tuple[bool, bool], list[Residue]] = {key: [] for key in _ORDER}
+    for residue in product(*(range(s) for s in stride)):
+        h, w = (ways[i].transformed and residue[i] + stride[i] * (ways[i].taps - 1) >= kernel[i] for i in (1, 2))
+        found[h, w].append((residue[0], residue[1], residue[2]))
+    return tuple(Class(key, tuple(residues)) for key, residues in found.items() if residues)
+
+
+def live(spec: ConvSpec, point: tuple[int, int]) -> range:
+    """The classes whose transformed weights are not all zero at a point: one end of the window belongs to one tap alone.
+
+    That is the last tap, which a transposed layer reads first.
+    """
+    dead = 0 if spec.transposed else WINDOW - 1
+    every = classes(spec)
+    kept = [i for i, c in enumerate(every) if not any(s and u == dead for s, u in zip(c.short, point, strict=True))]
+    return range(kept[0], kept[-1] + 1) if kept else range(0)

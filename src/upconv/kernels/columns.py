@@ -1,0 +1,236 @@
+"""Columns: output positions (or tiles of them) numbered densely through the batch, and what a task knows of each.
+
+Column q of a row reads x at `step*q + e` for every read e, and writes y at `out_step*q + a - crop` for every phase a, in each
+dimension. A task lists its columns once, in whole vectors, so that its inner loops neither divide nor look at borders:
+
+- a column: the place in x of `step*q`, and `step*q` in each dimension, against which reads are checked;
+- a vector: whether its columns lie side by side in one row, whether all of its outputs lie in y, side by side, and where;
+- a run: neighbouring columns of one row and vector, whose outputs are copied piece by piece where the vector is not whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from upconv.codegen.ir import Carry, Function, Value, vector
+from upconv.kernels.geometry import round_up
+from upconv.kernels.job import Slots
+from upconv.spec import Problem
+
+SLOTS = (
+    "rows_d", "rows_h", "rows_w", "positions_w", "x_image", "x_d", "x_h", "step_d", "step_h", "step_w",
+    "size_d", "size_h", "size_w", "out_d", "out_h", "out_w", "out_step_d", "out_step_h", "out_step_w",
+    "crop_d", "crop_h", "crop_w", "y_image", "length",
+)  # fmt: skip
+NOWHERE = -(1 << 30)
+"""The coordinate of a column that is none: every read of it is outside."""
+VECTOR = 5
+"""Numbers a vector: are its columns neighbours; place of its outputs in y, or -1 where they are not whole; first run, last
+run + 1; a reader's own."""
+RUN = 6
+"""Numbers a run: first column in its vector, place in y, d and h there, first and end of the outputs that are in the row."""
+NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, READER = range(VECTOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One dimension of the columns. `reads` are the least and the greatest e."""
+
+    size: int
+    out_size: int
+    step: int
+    out_step: int
+    crop: int
+    positions: int
+
+
+LINE_OF_ONE = Line(1, 1, 1, 1, 0, 1)
+"""A dimension that a layer does not have."""
+
+
+def count(batch: int, lines: tuple[Line, ...]) -> int:
+    """The columns of the whole batch."""
+    return batch * prod(line.positions for line in lines)
+
+
+TOO_FAR = "images too large: columns of a vector may lie further apart than 32 bits count"
+
+
+def too_far(problem: Problem, lanes: int) -> bool:
+    """Whether neighbouring columns, the last of an image and the first of the next, may be 2**31 elements of x apart."""
+    return problem.spec.in_channels * prod(problem.input_size) * lanes >= 1 << 31
+
+
+def slots(lines: tuple[Line, Line, Line], batch: int, channels_in: int, channels_out: int) -> dict[str, int]:
+    """The job's numbers: sizes, and steps in x and y."""
+    d, h, w = lines
+    image_in, image_out = prod(line.size for line in lines), prod(line.out_size for line in lines)
+    return {
+        "rows_d": d.positions, "rows_h": h.positions, "rows_w": w.positions, "positions_w": w.positions,
+        "x_image": channels_in * image_in, "x_d": h.size * w.size, "x_h": w.size,
+        "step_d": d.step, "step_h": h.step, "step_w": w.step, "size_d": d.size, "size_h": h.size, "size_w": w.size,
+        "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
+        "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step,
+        "crop_d": d.crop, "crop_h": h.crop, "crop_w": w.crop, "y_image": channels_out * image_out,
+        "length": count(batch, lines),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Where the parts of a task's table stand; `columns` is the most it holds, a multiple of the lanes."""
+
+    columns: int
+    lanes: int
+
+    @property
+    def bytes(self) -> int:
+        vectors = self.columns // self.lanes
+        return round_up(8 * VECTOR * vectors + 8 * RUN * self.columns + (8 + 3 * 4 + 4) * self.columns, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a table in emitted code: arrays over vectors, runs and columns."""
+
+    vectors: Value
+    runs: Value
+    places: Value
+    d: Value
+    h: Value
+    w: Value
+    index: Value
+    """For each column, its place in x less that of its vector's first column (32 bits)."""
+
+    def vector(self, f: Function, v: Value, entry: int) -> Value:
+        return f.load("i64", self.vectors[v * VECTOR + entry])
+
+
+def parts(table: Value, columns: Value, lanes: int) -> Parts:
+    """The parts of the table at an address, made for at most `columns` columns."""
+    vectors = table.of("i64")
+    runs = vectors[columns // lanes * VECTOR]
+    places = runs[columns * RUN]
+    d = places[columns].of("i32")
+    return Parts(vectors, runs, places, d, d[columns], d[columns * 2], d[columns * 3])
+
+
+def emit_place(lanes: int, slots: Slots, reads: bool = True) -> Function:
+    """`place(job, table, room, low, high)`: lists columns low..high-1 in a table with room for `room` columns.
+
+    The last vector is filled up with columns that are nowhere. Without `reads`, only where outputs go is listed.
+    """
+    f = Function(
+        "place",
+        [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("low", "i64"), ("high", "i64")],
+        attributes="internal noinline nounwind",
+    )
+    job, table, room, low, high = f.arguments
+    p = parts(table, room, lanes)
+    s = {name: slots.read(f, job, name) for name in SLOTS}
+    found = Carry([f.value(0)])
+    with f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row", carry=found) as row:
+        h, rest = row % s["rows_h"], row // s["rows_h"]
+        d, n = rest % s["rows_d"], rest // s["rows_d"]
+        start = row * s["rows_w"]
+        from_w, to_w = f.maximum(low - start, 0), f.minimum(high - start, s["rows_w"])
+        in_d, in_h = d * s["step_d"], h * s["step_h"]
+        place = n * s["x_image"] + in_d * s["x_d"] + in_h * s["x_h"]
+        with f.loop(from_w, to_w if reads else from_w, name="w") as w:
+            column = start + w - low
+            in_w = w * s["step_w"]
+            f.store(place + in_w, p.places[column])
+            for value, part in ((in_d, p.d), (in_h, p.h), (in_w, p.w)):
+                f.store(f.truncated(value), part[column])
+        od, oh = d * s["out_step_d"] - s["crop_d"], h * s["out_step_h"] - s["crop_h"]
+        out = n * s["y_image"] + (od * s["out_h"] + oh) * s["out_w"]
+        found.next = [_emit_runs(f, p, s, lanes, found.values[0], start - low, from_w, to_w, od, oh, out)]
+    end = (high - low + (lanes - 1)) // lanes * lanes if reads else high - low
+    with f.loop(high - low, end, name="nowhere") as column:
+        f.store(f.value(0), p.places[column])
+        for part in (p.d, p.h, p.w):
+            f.store(Value(f, str(NOWHERE), "i32"), part[column])
+    with f.loop(0, end if reads else 0, name="column") as column:
+        relative = f.load("i64", p.places[column]) - f.load("i64", p.places[column // lanes * lanes])
+        f.store(f.truncated(relative), p.index[column])
+    return f
+
+
+def _emit_runs(
+    f: Function, p: Parts, s: dict[str, Value], lanes: int, first: Value, shift: Value, from_w: Value, to_w: Value,
+    od: Value, oh: Value, out: Value,
+) -> Value:  # fmt: skip
+    """The runs of one row, cut where vectors end; returns the number of runs up to here. Column = shift + w."""
+    over = Carry([first, from_w])
+    begin = (shift + from_w) // lanes
+    end = (shift + to_w + (lanes - 1)) // lanes
+    rows_inside = (od >= 0) & (od + s["out_step_d"] <= s["out_d"]) & (oh >= 0) & (oh + s["out_step_h"] <= s["out_h"])
+    with f.loop(begin, end, name="run", carry=over) as v:
+        number, w = over.values
+        stop = f.minimum((v + 1) * lanes - shift, to_w)
+        column = shift + w - v * lanes
+        used = f.maximum(f.minimum(stop, s["positions_w"]) - w, 0)
+        ow = w * s["out_step_w"] - s["crop_w"]
+        low = f.minimum(f.maximum(0 - ow, 0), used * s["out_step_w"])
+        high = f.maximum(f.minimum(used * s["out_step_w"], s["out_w"] - ow), low)
+        neighbours = used.equals(lanes)
+        whole = neighbours & rows_inside & low.equals(0) & high.equals(s["out_step_w"] * lanes)
+        run, vector_ = p.runs[number * RUN], p.vectors[v * VECTOR]
+        for i, value in enumerate((column, out + ow + low, od, oh, low, high)):
+            f.store(value, run[i])
+        with f.when(column.equals(0), name="first"):
+            for i, value in enumerate((f.select(neighbours, 1, 0), f.select(whole, out + ow, -1), number)):
+                f.store(value, vector_[i])
+        f.store(number + 1, vector_[LAST_RUN])
+        over.next = [number + 1, stop]
+    return over.results[0]
+
+
+def inside(f: Function, s: dict[str, Value], p: Parts, column: Value, lanes: int, e: tuple[Value, Value, Value]) -> Value:
+    """The mask of the lanes whose read at e lies in x, for the vector of columns from `column` on."""
+    type_ = vector("i32", lanes)
+    mask: Value | None = None
+    for part, offset, size in zip((p.d, p.h, p.w), e, (s["size_d"], s["size_h"], s["size_w"]), strict=True):
+        at = f._op("add", f.load(type_, part[column]), f.splat(f.truncated(offset), type_))
+        good = f.compare("ult", at, f.splat(f.truncated(size), type_))
+        mask = good if mask is None else f._op("and", mask, good)
+    assert mask is not None
+    return mask
+
+
+def full(f: Function, mask: Value, lanes: int) -> Value:
+    """Whether every lane of a mask is set."""
+    if lanes == 1:
+        return mask
+    bits = f.emit(f"bitcast {mask.type} {mask.text} to i{lanes}", f"i{lanes}")
+    return f.emit(f"icmp eq i{lanes} {bits.text}, -1", "i1")
+
+
+def emit_copy(element: str, lanes: int) -> Function:
+    """`copy(from, to, count)`: few elements, without masks: the last vector, or the last half, overlaps the one before."""
+    f = Function("copy", [("from", "ptr"), ("to", "ptr"), ("count", "i64")], attributes="internal noinline nounwind")
+    source, target, count_ = f.arguments
+    source, target = source.of(element), target.of(element)
+
+    def piece(size: int, at: Value) -> None:
+        f.store(f.load(vector(element, size), source[at]), target[at])
+
+    def shorter(size: int) -> None:
+        """Fewer than 2 * size elements."""
+        enough = count_ >= size
+        with f.when(enough, name="some"):
+            piece(size, f.value(0))
+            piece(size, count_ - size)
+        if size > 1:
+            with f.otherwise(enough, name="fewer"):
+                shorter(size // 2)
+
+    many = count_ >= 2 * lanes
+    with f.when(many, name="many"):
+        with f.loop(0, count_ - lanes, lanes, name="i") as i:
+            piece(lanes, i)
+        piece(lanes, count_ - lanes)
+    with f.otherwise(many, name="few"):
+        shorter(lanes)
+    return f

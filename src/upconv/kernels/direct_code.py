@@ -1,0 +1,142 @@
+"""The code of the direct kernel: a block's columns copied into panels (or packed as a band), tiles, and the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upconv.codegen.ir import Function, Int, Value, module
+from upconv.kernels import columns, microkernel, pack, panel, store
+from upconv.kernels import job as jobs
+from upconv.kernels.microkernel import Tile
+from upconv.spec import Activation
+
+SLOTS = jobs.Slots(
+    tuple(
+        dict.fromkeys(
+            (
+                *columns.SLOTS, *panel.SLOTS, *pack.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "phase_groups",
+                "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "block", "block_count", "room",
+                "groups", "groups_a_task", "splits", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
+                "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
+                "scratch_bytes", "line_bytes",
+            )
+        )
+    )
+)  # fmt: skip
+GROUP = 6
+"""Numbers a phase group: runs of taps, the first in the tap table, tile blocks, weight offset, first scratch row, all taps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Everything that the emitted code depends on. With panels, a tile reads aligned vectors; else it reads the band."""
+
+    tile: Tile
+    panels: bool
+    in_step: int
+    out_step: int
+    activation: Activation | None
+
+    @property
+    def store(self) -> store.Store:
+        return store.store_of(self.tile.element, self.tile.lanes, self.out_step, self.activation)
+
+    @property
+    def panel(self) -> panel.Panel:
+        return panel.Panel(self.tile.element, self.tile.lanes, self.tile.vectors, self.in_step)
+
+
+def code_of(tile: Tile, panels: bool, in_step: int, out_step: int, activation: Activation | None) -> Code:
+    """The code of a layer; steps that it does not depend on are left out, so that layers share it."""
+    return Code(tile, panels, in_step, out_step if out_step <= tile.lanes else 0, activation)
+
+
+def emit(code: Code) -> str:
+    """The module's IR text; its entry is `entry(job)`."""
+    tile = code.tile
+    do_tiles = microkernel.emit_both(tile)
+    do_place = columns.emit_place(tile.lanes, SLOTS, reads=code.panels)
+    writer = store.writer(code.store, SLOTS)
+    do_store = store.emit_rows(writer, SLOTS)
+    if code.panels:
+        readers = [panel.emit_masks(code.panel, SLOTS), panel.emit_panels(code.panel, SLOTS)]
+    else:
+        readers = [pack.emit(pack.Pack(tile.element, tile.lanes, code.in_step), SLOTS)]
+
+    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
+        position, rest = number % s["block_count"], number // s["block_count"]
+        split, part = rest % s["splits"], rest // s["splits"]
+        low = position * s["block"]
+        width = f.minimum(s["length"] - low, s["block"])
+        vectors = (width + (tile.lanes - 1)) // tile.lanes
+        table, found = workspace, workspace[s["table_bytes"]]
+        scratch = found[s["found_bytes"]].of(tile.element)
+        line = found[s["found_bytes"] + s["scratch_bytes"]].of(tile.element)
+        right = found[s["found_bytes"] + s["scratch_bytes"] + s["line_bytes"]].of(tile.element)
+        f.call(do_place, [job, table, s["room"], low, low + width])
+        if code.panels:
+            f.call(readers[0], [job, table, s["room"], found, vectors])
+        first_group = part * s["groups_a_task"]
+        with f.loop(first_group, f.minimum(first_group + s["groups_a_task"], s["groups"]), name="group") as group:
+            x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
+            y = SLOTS.pointer(f, job, "y", tile.element)
+            weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
+            if not code.panels:
+                ends = (low - s["left"], low + vectors * tile.lanes + s["right"])
+                f.call(readers[0], [job, found, x, right, *ends, s["channels"]])
+            columns_ = right if code.panels else right[s["left"]]
+            first = split * s["chunks_a_split"]
+            last = f.minimum(first + s["chunks_a_split"], s["chunks"])
+            with (
+                f.loop(first, last, s["chunks_a_round"], name="round") as round_,
+                f.loop(0, vectors * tile.lanes, s["columns_a_store"], name="jb") as jb,
+                f.loop(round_, f.minimum(round_ + s["chunks_a_round"], last), name="ic") as ic,
+            ):
+                here = f.minimum(vectors * tile.lanes - jb, s["columns_a_store"])
+                with f.loop(0, s["channels"], s["channels_a_pack"], name="pc") as pc:
+                    several = f.minimum(s["channels"] - pc, s["channels_a_pack"])
+                    if code.panels:
+                        fresh = ic.equals(first) & jb.equals(0)
+                        with f.when(fresh | (s["channels_a_pack"] < s["channels"]), name="copy"):
+                            source = x[pc * s["x_channel"]]
+                            f.call(readers[1], [job, table, s["room"], found, vectors, source, right, several])
+                    _emit_chunk(f, job, s, code, ic, pc, several, columns_, jb, weight, scratch, here, do_tiles)
+                channel = ic * s["chunk"]
+                number_out = group * s["channels_out"] + channel
+                several = f.minimum(s["channels_out"] - channel, s["chunk"])
+                plane = y[number_out * s["y_channel"]]
+                from_v = jb // tile.lanes
+                to_v = from_v + here // tile.lanes
+                f.call(do_store, [job, table, s["room"], from_v, to_v, scratch, line, plane, number_out, several])
+
+    entry = jobs.emit_entry("entry", SLOTS, task)
+    return module([*do_tiles, do_place, *readers, *writer.functions, do_store, entry])
+
+
+_TASK_SLOTS = (
+    "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch", "y_channel",
+    "group_count", "length", "block", "block_count", "room", "groups", "groups_a_task", "splits", "chunks_a_split",
+    "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group", "x_group",
+    "table_bytes", "found_bytes", "scratch_bytes", "line_bytes",
+)  # fmt: skip
+
+
+def _emit_chunk(
+    f: Function, job: Value, s: dict[str, Value], code: Code, ic: Value, pc: Value, channels: Value, right: Value,
+    jb: Value, weight: Value, scratch: Value, width: Value, do_tiles: tuple[Function, Function],
+) -> None:  # fmt: skip
+    """Every phase group of one chunk of output channels, for some input channels, into (or onto) the scratch block."""
+    tile = code.tile
+    taps, table = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "phase_groups", "i64")
+    column = s["panel_size"] // tile.width if code.panels else f.value(1)
+    right = right[jb * column]
+    pitch: Int = tile.width if code.panels else s["right_pitch"]
+    with f.loop(0, s["group_count"], name="pg") as pg:
+        runs, first_run, blocks, weight_at, first_row, all_taps = (f.load("i64", table[pg * GROUP + i]) for i in range(GROUP))
+        depth = all_taps * s["channels_filled"] * tile.rows
+        left = weight[weight_at + ic * blocks * depth + all_taps * pc * tile.rows]
+        rows = scratch[first_row * s["scratch_pitch"]]
+        sizes: list[Int] = [taps[first_run * microkernel.TAP], runs, channels, pitch]
+        more = f.select(pc > 0, 1, 0)
+        microkernel.emit_block(f, tile, do_tiles, left, blocks, depth, right, column, sizes, rows, s["scratch_pitch"], width, more)

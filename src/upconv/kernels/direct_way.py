@@ -1,0 +1,173 @@
+"""How the direct kernel takes a layer: which phases make one product, and which tile, chunk and reading suit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, inf
+
+from upconv.codegen.ir import SIZES
+from upconv.codegen.target import Target
+from upconv.kernels import columns, microkernel
+from upconv.kernels.columns import Line
+from upconv.kernels.geometry import Band, Read, band
+from upconv.kernels.microkernel import Tile
+from upconv.spec import ConvSpec, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseGroup:
+    """Phases that read the same inputs: (kernel indices of each tap, one entry a phase), and what the taps read."""
+
+    phases: tuple[int, ...]
+    reads: tuple[Read, ...]
+    kernels: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@lru_cache(maxsize=512)
+def phase_groups(shape: Band) -> tuple[PhaseGroup, ...]:
+    """The phases that have outputs, those with equal reads together."""
+    found: dict[tuple[Read, ...], list[tuple[int, list[tuple[int, ...]]]]] = {}
+    for number, taps in enumerate(shape.taps()):
+        if taps is not None:
+            found.setdefault(tuple(t.read for t in taps), []).append((number, [t.kernel for t in taps]))
+    return tuple(
+        PhaseGroup(
+            tuple(number for number, _ in members),
+            reads,
+            tuple(tuple(kernels[t] for _, kernels in members) for t in range(len(reads))),
+        )
+        for reads, members in found.items()
+    )
+
+
+def distinct_reads(groups: tuple[PhaseGroup, ...]) -> tuple[Read, ...]:
+    """What any phase reads, each once, in rising order."""
+    return tuple(sorted({read for group in groups for read in group.reads}, key=lambda read: read.at))
+
+
+def lines(shape: Band) -> tuple[Line, Line, Line]:
+    """The band's axes as columns."""
+    d, h, w = (Line(a.size, a.out_size, a.in_step, a.out_step, a.crop, a.positions) for a in shape.axes)
+    return d, h, w
+
+
+# -- the choice ------------------------------------------------------------------------------------------------------------
+
+TILE = 6
+"""Steps that a tile takes to begin and to end."""
+
+
+def _steps(tile: Tile, spec: ConvSpec, chunk: int, groups: tuple[tuple[int, int], ...]) -> float:
+    """Tile steps of one column of tiles for a group's output channels in chunks; `groups` holds (phases, taps)."""
+    channels_in, channels_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    steps = sum((t * channels_in + TILE) * ceil(chunk * p / tile.rows) for p, t in groups)
+    return ceil(channels_out / chunk) * steps
+
+
+def pack_channels(tile: Tile, target: Target, channels: int, groups: tuple[tuple[int, int], ...]) -> int:
+    """Input channels that panels hold at a time: what a tile reads of them stays in the first-level cache.
+
+    A number of parts that divides the channels is taken where there is one near.
+    """
+    deepest = max((taps for _, taps in groups), default=1) * channels
+    least = max(1, min(channels, ceil(deepest * tile.width * SIZES[tile.element] / (0.65 * target.l1))))
+    parts = next((n for n in range(least, least * 3 // 2 + 1) if channels % n == 0), least)
+    return ceil(channels / parts)
+
+
+STORED_ROWS, STORED_TILES = 96, 8
+"""Rows and tiles of columns that are computed before they are stored: they wait in the nearest caches, and rows of y are long
+enough to be written at the memory's pace. Measured: one tile at a time costs 5 % of k2s2 192 -> 192 on 80 x 80."""
+
+
+def _choose_chunk(tile: Tile, target: Target, spec: ConvSpec, groups: tuple[tuple[int, int], ...], repeats: bool) -> int:
+    """The number of output channels that a scratch block holds, for the least padding of tiles.
+
+    It is small, so that sums are stored before they leave the nearest caches; but where panels would be copied again
+    for every chunk (`repeats`), a block of many columns takes a large part of the second-level cache.
+    """
+    phases = sum(p for p, _ in groups)
+    most = target.l2 * 0.4 / (3 * tile.width * SIZES[tile.element]) if repeats else STORED_ROWS
+    channels, best = spec.out_channels // spec.groups, (inf, 1)
+    for parts in range(1, min(channels, 512) + 1):
+        chunk = ceil(channels / parts)
+        if chunk * phases > most and chunk > 1:
+            continue
+        best = min(best, (_steps(tile, spec, chunk, groups) * (1 + 0.002 * parts), chunk))
+        if chunk * phases < tile.rows:
+            break
+    return best[1]
+
+
+def shape_groups(shape: Band) -> tuple[tuple[int, int], ...]:
+    return tuple((len(g.phases), len(g.reads)) for g in phase_groups(shape))
+
+
+def _typical(problem: Problem) -> Problem:
+    """The layer on a size that stands for all: what changes the code is chosen for it, so that every length runs the same."""
+    spec = problem.spec
+    size = tuple(8 * (k * d + s) for k, s, d in zip(spec.kernel_size, spec.stride, spec.dilation, strict=True))
+    return replace(problem, batch=1, input_size=size, output_size=spec.output_size(size))
+
+
+@lru_cache(maxsize=1024)
+def choose_tile(problem: Problem, target: Target) -> Tile:
+    """The tile of a layer."""
+    spec, typical = problem.spec, _typical(problem)
+    groups, channels_in = shape_groups(band(typical)), spec.in_channels // spec.groups
+    offered = [t for t in microkernel.tiles(microkernel.ELEMENTS[problem.dtype], target) if t.vectors > 1]
+    best = (inf, 0)
+    for i, tile in enumerate(offered):
+        repeats = pack_channels(tile, target, channels_in, groups) < channels_in
+        steps = _steps(tile, spec, _choose_chunk(tile, target, spec, groups, repeats), groups)
+        best = min(best, (steps * microkernel.step_cycles(tile) / tile.width, i))
+    return offered[best[1]]
+
+
+def _columns(length: int, tile: Tile) -> float:
+    """Columns computed, in wide tiles' worth: the last ones run in narrow tiles, at a wide tile's price a vector or so."""
+    whole, rest = divmod(length, tile.width)
+    narrow = replace(tile, vectors=1)
+    return whole + ceil(rest / tile.lanes) * min(1.0, microkernel.step_cycles(narrow) / microkernel.step_cycles(tile))
+
+
+UNALIGNED = 1.2
+"""What a tile's step costs more where it reads the band: vectors across cache lines, rows in many pages. Measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to number and to read the columns, with its estimated cycles a group of channels."""
+
+    cycles: float
+    panels: bool
+    cropped: bool
+    chunk: int
+
+
+def _ways(problem: Problem, target: Target, tile: Tile) -> list[Way]:
+    """Cropped or not (fewer columns against more reads), from panels or the band (a copy against slower steps)."""
+    spec = problem.spec
+    channels_in, found = spec.in_channels // spec.groups, []
+    for cropped in (False, True) if spec.transposed and any(lo for lo, _ in spec.padding) else (False,):
+        shape = band(problem, cropped)
+        groups = shape_groups(shape)
+        repeats = pack_channels(tile, target, channels_in, groups) < channels_in
+        chunk = _choose_chunk(tile, target, spec, groups, repeats)
+        step = _steps(tile, spec, chunk, groups) * microkernel.step_cycles(tile)
+        dense = columns.count(problem.batch, lines(shape))
+        vector = 2.5 if shape.axes[2].in_step == 1 else 6.0
+        copied = len(distinct_reads(phase_groups(shape))) * channels_in * ceil(dense / tile.lanes) * vector
+        found.append(Way(step * _columns(dense, tile) + copied, True, cropped, chunk))
+        found.append(Way(step * UNALIGNED * _columns(shape.length, tile), False, cropped, chunk))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def choose_way(problem: Problem, target: Target) -> Way:
+    """The way of least cycles; whether it reads panels is settled by the layer, not by its sizes."""
+    tile = choose_tile(problem, target)
+    panels = min(_ways(_typical(problem), target, tile), key=lambda way: way.cycles).panels
+    panels = panels and not columns.too_far(problem, tile.lanes)
+    return min((way for way in _ways(problem, target, tile) if way.panels == panels), key=lambda way: way.cycles)

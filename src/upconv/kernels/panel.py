@@ -1,0 +1,104 @@
+"""Panels: what a GEMM's tile reads of x, one row for each read and channel, copied side by side in whole, aligned vectors.
+
+A tile's columns then stand in one piece of memory of the first-level cache, whatever the layer: neither rows of images nor
+strides nor borders are left. How each vector of each read is found in x is worked out once a task (`emit_masks`); the copy
+itself (`emit_panels`) only follows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upconv.codegen.ir import Function, Value, vector
+from upconv.kernels import columns, pack
+from upconv.kernels.job import Slots
+
+SLOTS = ("x", "x_channel", "reads", "read_count", "panel_size", "panel_channels")
+AHEAD = 2
+"""Channels ahead that x is asked for: a channel's rows are short, and each channel's stand in pages of their own."""
+READ = 4  # i64 a read: e in each dimension, and its place in x
+_WHOLE, _NEIGHBOURS, _APART = range(3)
+"""All lanes neighbours inside x; neighbours, some outside; not in one row (or strided, with some outside)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """What changes the code: the element, the lanes, the vectors of a panel, and the innermost step of x."""
+
+    element: str
+    lanes: int
+    vectors: int
+    step: int
+
+    @property
+    def entry(self) -> int:
+        """Bytes of what is known of one vector of one read: place in x, kind, mask."""
+        return 16 + 4 * self.lanes
+
+    @property
+    def mask(self) -> str:
+        return vector("i32", self.lanes)
+
+
+def emit_masks(panel: Panel, slots: Slots) -> Function:
+    """`masks(job, table, room, found, vectors)`: how each read's vectors are found, [read][vector] entries."""
+    f = Function(
+        "masks",
+        [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")],
+        attributes="internal noinline nounwind",
+    )
+    job, table, room, found, vectors = f.arguments
+    p, lanes = columns.parts(table, room, panel.lanes), panel.lanes
+    s = {name: slots.read(f, job, name) for name in ("read_count", "size_d", "size_h", "size_w")}
+    reads = slots.pointer(f, job, "reads", "i64")
+    with f.loop(0, s["read_count"], name="read") as r, f.loop(0, vectors, name="v") as v:
+        ed, eh, ew, place = (f.load("i64", reads[r * READ + i]) for i in range(READ))
+        mask = columns.inside(f, s, p, v * lanes, lanes, (ed, eh, ew))
+        neighbours, whole = p.vector(f, v, columns.NEIGHBOURS).equals(1), columns.full(f, mask, lanes)
+        inexact = f.select(neighbours, _NEIGHBOURS, _APART) if panel.step == 1 else f.value(_APART)
+        kind = f.select(neighbours & whole, f.value(_WHOLE), inexact)
+        entry = found.of("i8")[(r * vectors + v) * panel.entry]
+        f.store(f.load("i64", p.places[v * lanes]) + place, entry)
+        f.store(kind, entry[8])
+        f.store(f.emit(f"sext {mask.type} {mask.text} to {panel.mask}", panel.mask), entry[16])
+    return f
+
+
+def emit_panels(panel: Panel, slots: Slots) -> Function:
+    """`panels(job, table, room, found, vectors, x, out, channels)`: `channels` channels, the first at x, into panels.
+
+    [panel][read][channel][column]; a panel has `panel_size` elements, a read's channels stand `panel_channels` apart.
+    """
+    pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")]
+    arguments = [*pointers, ("x", "ptr"), ("out", "ptr"), ("channels", "i64")]
+    f = Function("panels", arguments, attributes="internal noinline nounwind")
+    job, table, room, found, vectors, x, out, channels = f.arguments
+    p, lanes = columns.parts(table, room, panel.lanes), panel.lanes
+    x, out, width = x.of(panel.element), out.of(panel.element), panel.vectors * panel.lanes
+    s = {name: slots.read(f, job, name) for name in ("x_channel", "read_count", "panel_size", "panel_channels")}
+    with f.loop(0, channels, name="c") as c:
+        source = x[c * s["x_channel"]]
+        with f.loop(0, vectors, name="ahead") as v:
+            f.prefetch(source[f.load("i64", found.of("i8")[v * panel.entry]) + s["x_channel"] * AHEAD])
+        with f.loop(0, s["read_count"], name="read") as r, f.loop(0, vectors, name="v") as v:
+            line = out[(r * s["panel_channels"] + c) * width]
+            target = line[v // panel.vectors * s["panel_size"] + v % panel.vectors * lanes]
+            emit_fetch(f, panel, p, source, found.of("i8")[(r * vectors + v) * panel.entry], v, target)
+    return f
+
+
+def emit_fetch(f: Function, panel: Panel, p: columns.Parts, source: Value, entry: Value, v: Value, target: Value) -> None:
+    """Copies one vector of one read, found as its entry says, from a channel of x."""
+    how, type_ = pack.Pack(panel.element, panel.lanes, panel.step), vector(panel.element, panel.lanes)
+    at, kind = source[f.load("i64", entry)], f.load("i64", entry[8])
+    whole = kind.equals(_WHOLE)
+    with f.when(whole, name="whole"):
+        f.store(pack.load(f, how, at, None), target)
+    with f.otherwise(whole, name="partly"):
+        mask = f.compare("slt", f.load(panel.mask, entry[16]), f.splat_int(0, panel.mask))
+        near = kind.equals(_NEIGHBOURS)  # never where steps lie between
+        if panel.step == 1:
+            with f.when(near, name="near"):
+                f.store(f.masked_load(type_, at, mask), target)
+        with f.otherwise(near, name="apart"):
+            f.store(f.gather(type_, at, f.load(panel.mask, p.index[v * panel.lanes]), mask), target)
