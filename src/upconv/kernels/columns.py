@@ -35,7 +35,7 @@ NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, READER = range(VECTOR)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One dimension of the columns. `reads` are the least and the greatest e."""
+    """One dimension: sizes of x and y, steps through both from column to column, what y is cropped by, and the columns."""
 
     size: int
     out_size: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -319,17 +318,12 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     return f
 
 
-def _emit_readers(code: Code) -> Iterator[Function]:
-    """What finds a block's windows."""
-    yield _emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
-
-
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
     do_tiles = microkernel.emit_both(tile)
     do_place, writer = columns.emit_place(tile.lanes, SLOTS), store.writer(code.store, SLOTS)
-    do_find = next(_emit_readers(code))
+    do_find = _emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
     do_input, do_output = _emit_input(code), _emit_output(code, writer)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
