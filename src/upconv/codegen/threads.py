@@ -67,10 +67,8 @@ def get_num_threads() -> int:
     """
     if _chosen is not None:
         return _chosen
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "get_num_threads"):
-        return max(1, min(int(torch.get_num_threads()), available()))
-    return _default()
+    asked = asked_for()
+    return _default() if asked is None else max(1, min(int(asked), available()))
 
 
 def asked_for() -> int | None:

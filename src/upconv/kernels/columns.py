@@ -77,17 +77,9 @@ def slots(lines: tuple[Line, Line, Line], batch: int, channels_in: int, channels
     }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Where the parts of a task's table stand; `columns` is the most it holds, a multiple of the lanes."""
-
-    columns: int
-    lanes: int
-
-    @property
-    def bytes(self) -> int:
-        vectors = self.columns // self.lanes
-        return round_up(8 * VECTOR * vectors + 8 * RUN * self.columns + (8 + 3 * 4 + 4) * self.columns, 64)
+def table_bytes(room: int, lanes: int) -> int:
+    """Bytes of a task's table with room for so many columns, a multiple of the lanes."""
+    return round_up(8 * VECTOR * (room // lanes) + (8 * RUN + 8 + 4 * 4) * room, 64)
 
 
 @dataclass(frozen=True, slots=True)

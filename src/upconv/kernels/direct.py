@@ -140,7 +140,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         block_count=block_count, groups_a_task=groups_a_task, splits=splits, chunks_a_round=chunks_a_round,
         columns_a_store=columns_a_store, channels_a_pack=channels_a_pack,
         scratch_pitch=scratch_pitch, right_pitch=right_pitch, plane_pitch=plane_pitch, left=left, right=right,
-        table_bytes=columns.Table(room, tile.lanes).bytes, found_bytes=round_up(found, 64),
+        table_bytes=columns.table_bytes(room, tile.lanes), found_bytes=round_up(found, 64),
         scratch_bytes=round_up(rows * scratch_pitch * item, 64),
         line_bytes=round_up(tile.lanes * shape.axes[2].out_step * item, 64),
         right_bytes=round_up((right_size + 2 * tile.width) * item, 64),
@@ -279,7 +279,8 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 def _code(problem: Problem, how: Blocking) -> direct_code.Code:
     inner = band(problem, how.cropped).axes[2]
-    return direct_code.code_of(how.tile, how.panels, inner.in_step, inner.out_step, problem.spec.activation)
+    finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation)
+    return direct_code.Code(how.tile, how.panels, inner.in_step, finish)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:

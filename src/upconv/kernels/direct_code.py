@@ -8,7 +8,7 @@ from upconv.codegen.ir import Function, Int, Value, module
 from upconv.kernels import columns, microkernel, pack, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.microkernel import Tile
-from upconv.spec import Activation
+from upconv.kernels.store import Store
 
 SLOTS = jobs.Slots(
     tuple(
@@ -34,21 +34,11 @@ class Code:
     tile: Tile
     panels: bool
     in_step: int
-    out_step: int
-    activation: Activation | None
-
-    @property
-    def store(self) -> store.Store:
-        return store.store_of(self.tile.element, self.tile.lanes, self.out_step, self.activation)
+    store: Store
 
     @property
     def panel(self) -> panel.Panel:
         return panel.Panel(self.tile.element, self.tile.lanes, self.tile.vectors, self.in_step)
-
-
-def code_of(tile: Tile, panels: bool, in_step: int, out_step: int, activation: Activation | None) -> Code:
-    """The code of a layer; steps that it does not depend on are left out, so that layers share it."""
-    return Code(tile, panels, in_step, out_step if out_step <= tile.lanes else 0, activation)
 
 
 def emit(code: Code) -> str:

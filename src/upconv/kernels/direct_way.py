@@ -101,6 +101,7 @@ def _choose_chunk(tile: Tile, target: Target, spec: ConvSpec, groups: tuple[tupl
 
 
 def shape_groups(shape: Band) -> tuple[tuple[int, int], ...]:
+    """(phases, taps) of each phase group."""
     return tuple((len(g.phases), len(g.reads)) for g in phase_groups(shape))
 
 

@@ -135,8 +135,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     images = ceil(problem.batch / block_count)
     width = images * positions
     patch_pitch = round_up(width + tile.lanes, 16)
-    scratch_pitch = round_up(images * out_positions, tile.lanes) + tile.lanes
     room = round_up(images * out_positions, tile.lanes)
+    scratch_pitch = room + tile.lanes
     most = target.l2 * 0.35 / ((taps * patch_pitch + phases * scratch_pitch) * item)
     chunk = max(1, min(m, int(most)))
     least = ceil(4 * threads / (block_count * spec.groups))
@@ -154,7 +154,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     return Blocking(
         tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
         splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch, room=room,
-        table_bytes=max(columns.Table(room, tile.lanes).bytes, pack.table_bytes(width, band(problem))),
+        table_bytes=max(columns.table_bytes(room, tile.lanes), pack.table_bytes(width, band(problem))),
         line_bytes=round_up(tile.lanes * spec.stride[-1] * item, 64),
         scratch_bytes=round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
         patch_bytes=round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),

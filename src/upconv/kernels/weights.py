@@ -144,7 +144,7 @@ def _apply(f: Function, matrix: Matrix, line: list[Value]) -> list[Value]:
 
 
 def emit(transform: Transform) -> str:
-    """The module's IR text; its entry is `entry(job)`, a task packs one entry of one group."""
+    """The module's IR text; its entry is `entry(job)`, a task packs one batch of entries of one group."""
     element, rows = transform.element, transform.rows
     lanes = 1 << (rows - 1).bit_length()
     type_, index_type = vector(element, lanes), vector("i64", lanes)

@@ -5,8 +5,8 @@ one window of F + r - 1 inputs, whatever the phase. With the points 0, 1, -1 and
 for two taps a phase, F(2, 3) for three; two dimensions then need 16 multiplications where the direct sum needs 36. A strided
 convolution is the same read from the other side: its input planes are summed in the transformed domain.
 
-A block of tiles is transformed (V), multiplied by the transformed weights (U), one small GEMM a point, and transformed back
-into a scratch block that is stored as the direct kernel stores its own, the step F times as wide.
+A block of tiles is transformed (V), multiplied by the transformed weights (U), one small GEMM a point, and transformed back,
+a vector of tiles at a time, to be stored as the direct kernel stores its own, the step F times as wide.
 
 Source: Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
 Networks, 2016, for the use on layers. Sharing the transform between phases is described in docs/winograd.md.
@@ -14,7 +14,6 @@ Networks, 2016, for the use on layers. Sharing the transform between phases is d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -149,7 +148,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block, block_count=block_count,
         splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH)),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
-        table_bytes=columns.Table(round_up(block, tile.lanes), tile.lanes).bytes,
+        table_bytes=columns.table_bytes(round_up(block, tile.lanes), tile.lanes),
         found_bytes=round_up(code.found_bytes(ways[0].taps * in_steps[0], round_up(block, tile.lanes)), 64),
         line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
@@ -200,14 +199,7 @@ def _depth_taps(problem: Problem) -> list[tuple[int, Residue]]:
     outer = range(_ways(problem)[0].taps)
     if problem.spec.transposed:
         return [(t, (0, 0, 0)) for t in outer]
-    return [(t, plane) for c in classes(problem.spec) for t, plane in _outer_first(outer, c.residues)]
-
-
-def _outer_first(outer: range, planes: tuple[Residue, ...]) -> Iterator[tuple[int, Residue]]:
-    """Outer taps, then outer planes, then the planes of the two inner dimensions."""
-    for t in outer:
-        for plane in sorted(planes):
-            yield t, plane
+    return [(t, plane) for c in classes(problem.spec) for t in outer for plane in c.residues]
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
@@ -257,14 +249,14 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec = problem.spec
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    (_, ph, pw), in_steps = steps(spec)
+    _, ph, pw = steps(spec)[0]
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
-    strip = how.tile.rows * how.depth
-    chunk_size = sum(how.tile_blocks) * strip
+    chunk_size = how.rows * how.depth
+    outer, reads = _reads(problem)
     slots = {
         **columns.slots(lines(problem), problem.batch, spec.in_channels, spec.out_channels),
-        "x_channel": image_in, "y_channel": image_out, "read_count": how.ways[0].taps * in_steps[0] * prod(_reach(problem)),
-        "outer_count": how.ways[0].taps * in_steps[0], "panel_size": how.depth * how.tile.width, "block": how.block,
+        "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
+        "panel_size": how.depth * how.tile.width, "block": how.block,
         "block_count": how.block_count, "room": how.room, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
         "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c, "depth": how.depth, "depth_part": how.depth_part,
@@ -274,7 +266,6 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
         "lines_bytes": how.lines_bytes, "m_bytes": how.m_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
-    outer, reads = _reads(problem)
     tables = {
         "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads, "points": _point_table(problem, how),
         "phase_rows": _phase_rows(problem, how), "plane_rows": _plane_rows(problem),
@@ -315,12 +306,6 @@ def _plane_rows(problem: Problem) -> NDArray[np.int64]:
     return np.array([number[t, (d, h, w)] for t, d, h, w in outer], np.int64)
 
 
-def _reach(problem: Problem) -> tuple[int, int]:
-    """Elements of x that a window spans in the two inner dimensions."""
-    _, (_, h), (_, w) = windows(problem)
-    return h.reach, w.reach
-
-
 def _reads(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(first element of the window of each outer tap and plane, every element of it), as `panel` reads."""
     (_, d), (line_h, h), (line_w, w) = windows(problem)
@@ -348,7 +333,8 @@ def _code(problem: Problem, tile: Tile) -> winograd_code.Code:
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem)[2].out_step
     uneven = problem.spec.transposed and len(classes(problem.spec)) > 1
-    return winograd_code.Code(tile, ways, (ph, pw), uneven, out_step if out_step <= tile.lanes else 0, problem.spec.activation)
+    finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
+    return winograd_code.Code(tile, ways, (ph, pw), uneven, finish)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:

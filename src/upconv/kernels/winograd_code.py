@@ -13,8 +13,8 @@ from upconv.codegen.ir import SIZES, Function, Int, Value, module, vector
 from upconv.kernels import columns, microkernel, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.microkernel import Tile
+from upconv.kernels.store import Store
 from upconv.kernels.winograd_tiles import INPUT, OUTPUT, Way
-from upconv.spec import Activation
 
 SLOTS = jobs.Slots(
     tuple(
@@ -46,8 +46,7 @@ class Code:
     ways: tuple[Way, Way, Way]
     planes: tuple[int, int]
     uneven: bool
-    out_step: int
-    activation: Activation | None
+    store: Store
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -58,10 +57,6 @@ class Code:
     @property
     def points(self) -> list[tuple[int, int]]:
         return list(product(range(self.ways[1].window), range(self.ways[2].window)))
-
-    @property
-    def store(self) -> store.Store:
-        return store.store_of(self.tile.element, self.tile.lanes, self.out_step, self.activation)
 
     @property
     def piece(self) -> int:
