@@ -257,6 +257,34 @@ print(states)
 
 
 @LINUX
+def test_a_fork_while_another_thread_is_compiling() -> None:
+    """LLVM is behind a lock that a child would find taken for ever: a fork waits until it is free."""
+    code = """
+import warnings; warnings.simplefilter('ignore', DeprecationWarning)
+from upconv.codegen import jit
+from upconv.codegen.target import host
+compiling = threading.Event()
+def text(name):
+    compiling.set()
+    lines = "".join(f"%v{i + 1} = xor i64 %v{i}, {i}\\n" for i in range(3000))
+    return f"define i64 @{name}(i64 %v0) {{\\n{lines}ret i64 %v3000\\n}}\\n"
+def compiled(name): return jit.get(name, str(time.time_ns()), (name,), lambda: text(name), host())[name] != 0
+states = []
+for turn in range(5):
+    compiling.clear()
+    other = threading.Thread(target=compiled, args=("other",)); other.start()
+    compiling.wait(); time.sleep(0.002 * turn)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if compiled("child") else 1)
+    states.append(os.waitpid(pid, 0)[1])
+    other.join()
+print(states)
+"""
+    assert said(program(False, code)) == "[0, 0, 0, 0, 0]"
+
+
+@LINUX
 @RUNTIMES
 def test_the_interpreter_ends_at_once_with_workers_waiting(torch: bool) -> None:
     assert said(program(torch, "call(); t = time.perf_counter(); print(np.array_equal(call(), y))"), timeout=30) == "True"

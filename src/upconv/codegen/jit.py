@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from upconv.codegen import cache
-from upconv.codegen.target import Target
+from upconv.codegen.target import LLVM, Target
 
 try:
     import llvmlite
@@ -45,16 +44,6 @@ class Code:
 
 _loaded: dict[bytes, Code] = {}
 _keep: list[Any] = []
-_lock = threading.RLock()
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(maxsize=1)
@@ -125,7 +114,7 @@ def get(name: str, parameters: str, symbols: tuple[str, ...], write: Callable[[]
     found = _loaded.get(key)
     if found is not None:
         return found
-    with _lock:
+    with LLVM:
         if key in _loaded:
             return _loaded[key]
         stored = cache.load(key)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+LLVM = threading.RLock()
+"""Held around every call of LLVM. A fork waits for it: llvmlite has a lock of its own that it does not let go in a child,
+so a child forked while another thread is compiling could never compile."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=LLVM.acquire, after_in_parent=LLVM.release, after_in_child=LLVM.release)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,8 @@ def _cache_size(index: int, default: int) -> int:
 def _host() -> tuple[str, str, dict[str, bool]]:
     import llvmlite.binding as llvm
 
-    return llvm.get_default_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
+    with LLVM:
+        return llvm.get_default_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
 
 
 @lru_cache(maxsize=8)
