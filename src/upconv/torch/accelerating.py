@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from upconv.torch import finding
-from upconv.torch.calls import refusal
+from upconv.torch.choice import refusal
 from upconv.torch.fusing import Fused, FusedSequence, Joined, Owner, Skip, flattened, plain_sequence
 from upconv.torch.layers import OURS, spec_of
 from upconv.torch.measuring import in_turn

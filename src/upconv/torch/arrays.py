@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from upconv import execute
-from upconv.codegen import memory
 from upconv.codegen.threads import get_num_threads
 from upconv.spec import Activation, ConvSpec
 
@@ -62,7 +61,8 @@ def layout_of(*tensors: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _array(t: Tensor) -> NDArray[Any]:
+def array(t: Tensor) -> NDArray[Any]:
+    """The tensor as a C-contiguous array, of the same memory where it is contiguous."""
     return (t if t.is_contiguous() else t.contiguous()).numpy(force=True)  # type: ignore[no-any-return]
 
 
@@ -86,10 +86,8 @@ def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     """The result by a kernel that was found before, or None where a tensor is not contiguous."""
     if not (x.is_contiguous() and weight.is_contiguous() and (bias is None or bias.is_contiguous())):
         return None
-    y = memory.empty(known.shape, known.dtype)
     at_bias = None if bias is None else bias.data_ptr()
-    known.at(x.data_ptr(), weight.data_ptr(), weight.nbytes, lambda: _array(weight), at_bias, memory.address(y))
-    return torch.from_numpy(y)
+    return torch.from_numpy(known.at(x.data_ptr(), weight.data_ptr(), weight.nbytes, lambda: array(weight), at_bias))
 
 
 def forward(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,19 +97,19 @@ def forward(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
         y = run(known, x, weight, bias)
         if y is not None:
             return y
-    result = execute.forward(spec, _array(x), _array(weight), None if bias is None else _array(bias))
+    result = execute.forward(spec, array(x), array(weight), None if bias is None else array(bias))
     return _tensor(result, layout_of(x, weight))
 
 
 def input_gradient(spec: ConvSpec, grad_output: Tensor, weight: Tensor, input_size: Sequence[int]) -> Tensor:
     """The gradient for x, in grad_output's memory format."""
-    grad_x = execute.input_gradient(spec, _array(grad_output), _array(weight), tuple(input_size))
+    grad_x = execute.input_gradient(spec, array(grad_output), array(weight), tuple(input_size))
     return _tensor(grad_x, layout_of(grad_output, weight))
 
 
 def weight_gradient(spec: ConvSpec, x: Tensor, grad_output: Tensor) -> Tensor:
     """The gradient for the weight."""
-    return torch.from_numpy(execute.weight_gradient(spec, _array(x), _array(grad_output)))
+    return torch.from_numpy(execute.weight_gradient(spec, array(x), array(grad_output)))
 
 
 def fingerprint(t: Tensor) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The functions, with torch.nn.functional's signatures and ours behind them, and the choice of who runs a call."""
+"""The functions, with torch.nn.functional's signatures and ours behind them, run by whom `choice` says."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from upconv import execute
-from upconv.codegen.threads import asked_for
 from upconv.spec import ConvSpec, SpecError, required_output_padding
-from upconv.torch import arrays, ops, torchs
+from upconv.torch import arrays, memory, ops, torchs
 from upconv.torch.arrays import Arguments
-
-_TYPES = (torch.float32, torch.float64)
-_KNOWN = (Tensor, torch.nn.Parameter)
+from upconv.torch.choice import refusal, traced
 
 
 @lru_cache(maxsize=4096)
@@ -54,44 +50,6 @@ def _validated(
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant(*given: Any) -> tuple[Arguments, str | None, float]:
     return _validated(*given)
-
-
-def refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Why a call goes to torch itself, None where this library's kernels take it."""
-    if not x.is_cpu:
-        return f"x is on {x.device}; the kernels here run on the CPU"
-    if x.dtype not in _TYPES:
-        return f"x is {x.dtype}; the kernels here take torch.float32 and torch.float64"
-    if not weight.is_cpu or weight.dtype != x.dtype:
-        return f"x is {x.dtype} on {x.device} and weight {weight.dtype} on {weight.device}"
-    if bias is not None and (not bias.is_cpu or bias.dtype != x.dtype):
-        return f"x is {x.dtype} on {x.device} and bias {bias.dtype} on {bias.device}"
-    if x.layout is not torch.strided or weight.layout is not torch.strided:
-        return f"x is {x.layout} and weight {weight.layout}; the kernels here take torch.strided"
-    if torch.is_autocast_enabled("cpu"):
-        return f"autocast asks for {torch.get_autocast_dtype('cpu')}"
-    if torch._C._are_functorch_transforms_active():
-        return "a torch.func transform is active"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    if type(x) not in _KNOWN or type(weight) not in _KNOWN:
-        return _subclass_refusal(x, weight)
-    return None
-
-
-def _subclass_refusal(x: Tensor, weight: Tensor) -> str | None:
-    """Wrappers with a dispatch of their own know torch's operators only; those that trace know every operator."""
-    tracing = (torch._subclasses.FakeTensor, torch._subclasses.functional_tensor.FunctionalTensor)
-    for t in (x, weight):
-        own = type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__
-        if own and not isinstance(t, tracing):
-            return f"{type(t).__name__} dispatches operators by itself"
-    return None
-
-
-def traced() -> bool:
-    """Whether operators are being recorded or watched, so that every call must go through torch's dispatcher."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
 def _check(
@@ -163,34 +121,6 @@ def _hashable(value: Any) -> Any:
     return tuple(_hashable(v) for v in value) if type(value) is list else value
 
 
-_ready: dict[Any, Any] = {}
-execute.forgetters.append(_ready.clear)
-_MOST_READY = 4096
-
-
-def _again(key: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """The result of an inference call whose like has been checked before, or None."""
-    try:
-        known = _ready.get(key)
-    except TypeError:  # a list among the arguments
-        return None
-    if known is None or refusal(x, weight, bias) is not None or x.is_neg():
-        return None
-    return arrays.run(known, x, weight, bias)
-
-
-def _remember(key: Any, spec: ConvSpec, batched: Tensor, x: Tensor) -> None:
-    """Keep what runs calls of this kind, where a kernel alone does."""
-    known = arrays.ready(spec, batched.shape, x.dtype, x.dim() == batched.dim())
-    try:
-        if known is not None:
-            if len(_ready) >= _MOST_READY:
-                _ready.clear()
-            _ready[key] = known
-    except TypeError:  # a list among the arguments
-        pass
-
-
 def _call(
     transposed: bool,
     rank: int,
@@ -206,15 +136,12 @@ def _call(
     padding_mode: str,
     activation: Any,
 ) -> Tensor:
-    """Check a call, choose who runs it, and run it. The path of plain inference is kept short."""
+    """Check a call, choose who runs it, and run it."""
+    asked = (transposed, stride, padding, output_padding, dilation, groups, output_size, padding_mode, activation)
+    y = memory.again(x, weight, bias, asked)
+    if y is not None:
+        return y
     tracing = traced()
-    key = None
-    if not tracing and not torch.is_grad_enabled():
-        asked = (transposed, stride, padding, output_padding, dilation, groups, output_size, padding_mode, activation)
-        key = (x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, asked_for(), asked)
-        y = _again(key, x, weight, bias)
-        if y is not None:
-            return y
     arguments, kind, parameter = (_normalised if tracing else _remembered)(
         _constant if tracing else _validated,
         transposed,
@@ -241,8 +168,8 @@ def _call(
         y = ops.conv(batched, weight, bias, *arguments, kind, parameter)
     else:
         spec = arrays.spec_for(weight.shape, arguments, kind, parameter)
-        if key is not None:
-            _remember(key, spec, batched, x)
+        if not torch.is_grad_enabled():
+            memory.keep(spec, batched, x, weight, bias, asked)
         y = arrays.forward(spec, batched, weight, bias)
     return y if batched is x else y.squeeze(0)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from upconv.torch import arrays
-from upconv.torch.calls import traced
+from upconv.torch.choice import traced
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INERT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)  # in eval mode

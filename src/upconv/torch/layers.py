@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from upconv.spec import ConvSpec
-from upconv.torch import calls
-from upconv.torch.calls import refusal
+from upconv.torch import calls, memory
+from upconv.torch.choice import refusal
 
 
 class _Layer:
@@ -25,6 +26,9 @@ class _Layer:
     output_padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    _parameters: dict[str, Any]
+    run: Any
+    _asked: Any
 
     def _extend(self, spec: ConvSpec, padding: Any, padding_mode: str, activation: Any) -> None:
         """Set what torch's constructor would have refused."""
@@ -36,17 +40,26 @@ class _Layer:
         if activation is not None:
             self.activation = activation
 
+    def _forward(self, input: Tensor, output_size: Any) -> Tensor:
+        """From the memory of the last call, if this one is like it."""
+        held = self._parameters
+        if "weight" not in held or "bias" not in held or output_size is not None or is_compiling():
+            return self.run(input, self.weight, self.bias, self.activation, output_size)
+        weight, bias = held["weight"], held["bias"]  # torch's attributes take longer
+        last = self.__dict__.get("_last")
+        y = None if last is None else last.again(input, weight, bias)
+        if y is None:
+            y = self.run(input, weight, bias, self.activation, None)
+            self.__dict__["_last"] = memory.last(input, weight, bias, self._asked(self.activation, None))
+        return y
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop("_last", None)
+        super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         shown: str = super().extra_repr()  # type: ignore[misc]
         return shown if self.activation is None else f"{shown}, activation={self.activation!r}"
-
-
-def _tensors(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """The weight and the bias: from the parameters at once, where that is what they are (torch's attributes take longer)."""
-    held = layer._parameters
-    if "weight" in held and "bias" in held:
-        return held["weight"], held["bias"]
-    return layer.weight, layer.bias
 
 
 class _Transposed(_Layer):
@@ -100,10 +113,17 @@ class _Transposed(_Layer):
         self._extend(spec, padding, padding_mode, activation)
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        return self.run(input, *_tensors(self), self.activation, output_size)
+        return self._forward(input, output_size)
+
+    def _asked(self, activation: Any, output_size: Any) -> tuple[Any, ...]:
+        shape = self.stride, self.padding, self.output_padding, self.dilation
+        return True, *shape, self.groups, output_size, self.padding_mode, activation
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: Any) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
+        y = memory.again(input, weight, bias, self._asked(activation, output_size))
+        if y is not None:
+            return y
         return _TRANSPOSED[self.rank](
             input,
             weight,
@@ -167,10 +187,16 @@ class _Ordinary(_Layer):
         self._extend(spec, padding, padding_mode, activation)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.run(input, *_tensors(self), self.activation)
+        return self._forward(input, None)
+
+    def _asked(self, activation: Any, output_size: None) -> tuple[Any, ...]:
+        return False, self.stride, self.padding, 0, self.dilation, self.groups, None, self.padding_mode, activation
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: None = None) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
+        y = memory.again(input, weight, bias, self._asked(activation, None))
+        if y is not None:
+            return y
         return _ORDINARY[self.rank](
             input,
             weight,

@@ -1,0 +1,125 @@
+"""Inference calls whose like has been checked before: what a small layer's call takes is mostly looking things up.
+
+Two memories: of calls by their arguments, for all who call; and in a layer its last call, where all but what may have changed
+since is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_variadic
+
+from upconv import execute
+from upconv.codegen.threads import asked_for
+from upconv.spec import ConvSpec
+from upconv.torch import arrays
+from upconv.torch.choice import refusal, traced, undisturbed
+
+_MOST = 4096
+_strided = torch.strided
+_ready: dict[Any, execute.Ready] = {}
+_era = object()
+"""Another one each time that plans are forgotten."""
+
+
+def _forget() -> None:
+    global _era
+    _era = object()
+    _ready.clear()
+
+
+execute.forgetters.append(_forget)
+
+
+def _key(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> Any:
+    """What the checks of a call depend on."""
+    return x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, asked_for(), asked
+
+
+def _find(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> execute.Ready | None:
+    try:
+        known = _ready.get(_key(x, weight, bias, asked))
+    except TypeError:  # a list among the arguments
+        return None
+    return None if known is None or refusal(x, weight, bias) is not None or x.is_neg() else known
+
+
+def again(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> Tensor | None:
+    """The result of a plain inference call whose like has been kept, or None.
+
+    `asked` is transposed, stride, padding, output_padding, dilation, groups, output_size, padding_mode and activation.
+    """
+    if torch.is_grad_enabled() or traced() or has_torch_function_variadic(x, weight):
+        return None
+    known = _find(x, weight, bias, asked)
+    return None if known is None else arrays.run(known, x, weight, bias)
+
+
+def keep(spec: ConvSpec, batched: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> None:
+    """Keep what runs calls of this kind, where a kernel alone does."""
+    known = arrays.ready(spec, batched.shape, x.dtype, x.dim() == batched.dim())
+    try:
+        if known is not None:
+            if len(_ready) >= _MOST:
+                _ready.clear()
+            _ready[_key(x, weight, bias, asked)] = known
+    except TypeError:  # a list among the arguments
+        pass
+
+
+class Last:
+    """A layer's last inference call. A copy of the layer starts without one.
+
+    A parameter is known by its object, and looked at again, for `.data` and `Module.to` put other memory into the same object;
+    what stands in the weight's memory is compared where the packed weight is found.
+    """
+
+    __slots__ = (
+        "_bias", "_bias_at", "_bytes", "_dtype", "_era", "_known", "_shape", "_threads", "_weight", "_weight_at", "_weight_shape",
+    )  # fmt: skip
+
+    def __init__(self, known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None):
+        self._known, self._era, self._threads = known, _era, asked_for()
+        self._shape, self._dtype = x.shape, x.dtype
+        self._weight, self._weight_shape, self._bytes, self._bias = weight, weight.shape, weight.nbytes, bias
+        self._weight_at, self._bias_at = weight.data_ptr(), None if bias is None else bias.data_ptr()
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def again(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The result, or None where the call is not as the last one was."""
+        dtype, at, bias_at = self._dtype, self._weight_at, self._bias_at
+        if (
+            weight is self._weight
+            and bias is self._bias
+            and type(x) is Tensor
+            and x.shape == self._shape
+            and x.dtype is dtype
+            and x.is_cpu
+            and x.layout is _strided
+            and x.is_contiguous()
+            and not x.is_neg()
+            and weight.dtype is dtype
+            and weight.data_ptr() == at
+            and weight.shape == self._weight_shape
+            and weight.is_contiguous()
+            and (bias is None or (bias.dtype is dtype and bias.data_ptr() == bias_at and len(bias) == self._known.channels))
+            and self._era is _era
+            and asked_for() == self._threads
+            and undisturbed(x)
+        ):
+            return torch.from_numpy(self._known.at(x.data_ptr(), at, self._bytes, lambda: arrays.array(weight), bias_at))
+        return None
+
+
+def last(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> Last | None:
+    """The memory of a call that has just been made, where the next one can be run from it."""
+    if not undisturbed(x):
+        return None
+    known = _find(x, weight, bias, asked)
+    plain = type(x) is Tensor and all(t is None or t.is_contiguous() for t in (x, weight, bias))
+    return Last(known, x, weight, bias) if plain and known is not None else None
