@@ -70,6 +70,20 @@ def test_living_arrays_never_overlap() -> None:
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
+def test_sizes_of_long_ago_make_room_for_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a process that has run large layers maps fresh pages at every call of the next one."""
+    monkeypatch.setattr(memory, "MOST_FREE", 4 << 20)
+    for size in (3 << 20, 1 << 20):
+        memory.empty((size,), np.uint8)
+    array = memory.empty((2 << 20,), np.uint8)
+    del array
+    assert memory._free[memory._size_class(2 << 20)]
+    assert memory._free_bytes == sum(size * len(blocks) for size, blocks in memory._free.items()) <= 4 << 20
+    too_large = memory.empty((5 << 20,), np.uint8)
+    del too_large
+    assert sum(map(len, memory._free.values())) >= 1  # it pushed nobody out
+
+
 def test_waiting_memory_is_bounded_and_can_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MOST_FREE", 3 << 20)
     arrays = [memory.empty(BIG, np.float32) for _ in range(6)]

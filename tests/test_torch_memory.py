@@ -149,7 +149,8 @@ def test_a_copy_starts_without_a_memory(copied: Callable[[Any], Any]) -> None:
     with torch.no_grad():
         y = layer(x)
         other = copied(layer)
-        assert layer._last is not None and other._last is None
+        assert layer._last is not None
+        assert other._last is None
         layer.weight.zero_()
         torch.testing.assert_close(other(x), y)
 

@@ -1,7 +1,8 @@
 """Memory that comes back: outputs and workspaces reuse pages that are already mapped.
 
 First touch of fresh pages costs more than many layers do. A `lease` is a block from the pool; when the array made of it (and
-every view) is gone, the block returns. At most `MOST_FREE` bytes wait for reuse.
+every view) is gone, the block returns. At most `MOST_FREE` bytes wait for reuse: those of sizes that nobody has asked for
+for the longest time are given up for those that have just been used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import mmap
 import os
 import sys
 import threading
+from collections import OrderedDict
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -23,7 +25,7 @@ SMALL = 64 << 10
 _PAGE = 64 << 10
 
 _lock = threading.RLock()  # a collection inside it may finalise a lease
-_free: dict[int, list[mmap.mmap]] = {}
+_free: OrderedDict[int, list[mmap.mmap]] = OrderedDict()  # by size, the size last in use at the end
 _free_bytes = 0
 
 
@@ -55,6 +57,7 @@ def _take(size: int) -> mmap.mmap:
         waiting = _free.get(size)
         if waiting:
             _free_bytes -= size
+            _free.move_to_end(size)
             return waiting.pop()
     block = _map(size)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= 4 << 20:
@@ -65,10 +68,19 @@ def _take(size: int) -> mmap.mmap:
 
 def _give(block: mmap.mmap, size: int) -> None:
     global _free_bytes
+    if size > MOST_FREE:
+        return
     with _lock:
-        if _free_bytes + size <= MOST_FREE:
-            _free.setdefault(size, []).append(block)
-            _free_bytes += size
+        _free.setdefault(size, []).append(block)
+        _free.move_to_end(size)
+        _free_bytes += size
+        while _free_bytes > MOST_FREE:
+            oldest, blocks = next(iter(_free.items()))
+            if blocks:
+                blocks.pop()
+                _free_bytes -= oldest
+            if not blocks:
+                _free.pop(oldest, None)
 
 
 class _Lease:
