@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import kernel_runs as runs
 import upconv
-from upconv.kernels import reference
+from upconv.kernels import microkernel, reference
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -132,6 +133,24 @@ def test_output_channels_at_the_edges_of_a_chunk(module: Any, level: str) -> Non
         problem = runs.make(out_channels=channels, **layer)
         if takes(module, problem, level):
             check(module, problem, level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+def test_fewer_columns_than_lanes_turn_the_tile(transposed: bool, dtype: str, level: str) -> None:
+    target, direct = runs.target_of(level), runs.KERNELS[0]
+    turned = set()
+    for batch, size, channels in product((1, 3, 6, 7, 13), ((1, 1), (2, 1)), (1, 64, 129, 256)):
+        layer: dict[str, Any] = dict(in_channels=45, out_channels=channels, kernel_size=4, stride=2, padding=1, dtype=dtype)
+        if not transposed:
+            size = (2 * size[0], 2 * size[1])
+        problem = runs.make(transposed, batch=batch, size=size, **layer)
+        check(direct, problem, level, threads=runs.threads_allowed())
+        tile = direct.blocking(problem, target, 1).tile
+        assert tile.turned == 0 or channels >= tile.rows
+        turned.add(tile.turned)
+    assert turned == {0, microkernel.turned_tile(microkernel.ELEMENTS[dtype], target).turned}
 
 
 @KERNELS

@@ -21,6 +21,7 @@ from upconv.kernels import columns, direct_code, microkernel, pack, store, weigh
 from upconv.kernels import job as jobs
 from upconv.kernels.direct_way import (
     STORED_TILES,
+    TILE,
     PhaseGroup,
     choose_tile,
     choose_way,
@@ -116,8 +117,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
     chunks, splits = ceil(channels_out / chunk), 1
     if parts < 4 * threads and chunks > 1:
-        splits = min(chunks, ceil(4 * threads / parts))
-        splits = ceil(chunks / ceil(chunks / splits))
+        splits = jobs.shares(chunks, parts, threads, 4)
     tile_blocks = _tile_blocks(tile, chunk, groups_)
     rows = sum(tile_blocks) * tile.rows
     room = round_up(block, tile.lanes)
@@ -174,7 +174,7 @@ def _choose_block(
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """Weights in the order the tiles read them: per channel group and phase group [chunk][block][part][tap][channel][row]."""
+    """Weights in the order the tiles read them: per channel group and phase group [chunk][part][block][tap][channel][row]."""
     spec, rows = problem.spec, how.tile.rows
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     kernel = (1,) * (3 - spec.rank) + spec.kernel_size
@@ -192,7 +192,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
         offsets = np.where(channel[:, None] >= 0, channel[:, None] * step + place, -1)
         sections.append(offsets[:, :, None, None, :])
     transform = weights.Transform(how.tile.element, rows, spec.transposed)
-    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, tuple(sections), how.channels_a_pack)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, tuple(sections), how.channels_a_pack, how.chunks)
 
 
 # -- run-time numbers --------------------------------------------------------------------------------------------------
@@ -317,6 +317,11 @@ def macs(problem: Problem, how: Blocking) -> int:
     return depth * how.chunks * round_up(_length(problem, how), how.tile.lanes) * spec.in_channels
 
 
+def _more(tile: Tile) -> float:
+    """Cycles of a tile that go on where another left off: to begin and end, to read the sums and add to them."""
+    return TILE * microkernel.step_cycles(tile) + 2.0 * tile.rows * tile.vectors
+
+
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the copy and the tiles, the rows stored, the bytes moved, the weights read once a block."""
     spec, tile, shape = problem.spec, how.tile, band(problem, how.cropped)
@@ -325,11 +330,13 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
         tiles += (repeats - 1) * len(distinct_reads(phase_groups(shape))) * spec.in_channels * vectors * 2.5
+        again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
+        tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * _more(tile)
     d, h, w = shape.axes
     rows = problem.batch * spec.out_channels * d.positions * h.positions * d.out_step * h.out_step
     stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
-    streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
+    streamed = how.block_count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
     return microkernel.seconds(target, threads, tasks(problem, how), tiles, stored, moved, streamed)
 
 

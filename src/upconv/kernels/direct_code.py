@@ -124,8 +124,9 @@ def _emit_chunk(
     pitch: Int = tile.width if code.panels else s["right_pitch"]
     with f.loop(0, s["group_count"], name="pg") as pg:
         runs, first_run, blocks, weight_at, first_row, all_taps = (f.load("i64", table[pg * GROUP + i]) for i in range(GROUP))
-        depth = all_taps * s["channels_filled"] * tile.rows
-        left = weight[weight_at + ic * blocks * depth + all_taps * pc * tile.rows]
+        before = ic * s["channels_filled"] + pc  # channels of this group's chunks and parts that lie in front
+        left = weight[weight_at + before * blocks * all_taps * tile.rows]
+        depth = all_taps * s["channels_a_pack"] * tile.rows
         rows = scratch[first_row * s["scratch_pitch"]]
         sizes: list[Int] = [taps[first_run * microkernel.TAP], runs, channels, pitch]
         more = f.select(pc > 0, 1, 0)

@@ -68,10 +68,12 @@ def _steps(tile: Tile, spec: ConvSpec, chunk: int, groups: tuple[tuple[int, int]
 def pack_channels(tile: Tile, target: Target, channels: int, groups: tuple[tuple[int, int], ...]) -> int:
     """Input channels that panels hold at a time: what a tile reads of them stays in the first-level cache.
 
+    A turned tile reads few columns of them: there the second-level cache will do, and sums are interrupted less.
     A number of parts that divides the channels is taken where there is one near.
     """
     deepest = max((taps for _, taps in groups), default=1) * channels
-    least = max(1, min(channels, ceil(deepest * tile.width * SIZES[tile.element] / (0.65 * target.l1))))
+    room = 0.4 * target.l2 if tile.turned else 0.65 * target.l1
+    least = max(1, min(channels, ceil(deepest * tile.width * SIZES[tile.element] / room)))
     parts = next((n for n in range(least, least * 3 // 2 + 1) if channels % n == 0), least)
     return ceil(channels / parts)
 
@@ -114,10 +116,18 @@ def _typical(problem: Problem) -> Problem:
 
 @lru_cache(maxsize=1024)
 def choose_tile(problem: Problem, target: Target) -> Tile:
-    """The tile of a layer."""
+    """The tile of a layer; a turned one where the whole batch has fewer columns than a vector has lanes."""
     spec, typical = problem.spec, _typical(problem)
+    element = microkernel.ELEMENTS[problem.dtype]
+    turned = microkernel.turned_tile(element, target)
+    if (
+        columns.count(problem.batch, lines(band(problem, cropped=True))) <= turned.turned
+        and spec.out_channels // spec.groups >= turned.rows
+        and not columns.too_far(problem, turned.lanes)
+    ):
+        return turned
     groups, channels_in = shape_groups(band(typical)), spec.in_channels // spec.groups
-    offered = [t for t in microkernel.tiles(microkernel.ELEMENTS[problem.dtype], target) if t.vectors > 1]
+    offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
     best = (inf, 0)
     for i, tile in enumerate(offered):
         repeats = pack_channels(tile, target, channels_in, groups) < channels_in
@@ -169,6 +179,8 @@ def _ways(problem: Problem, target: Target, tile: Tile) -> list[Way]:
 def choose_way(problem: Problem, target: Target) -> Way:
     """The way of least cycles; whether it reads panels is settled by the layer, not by its sizes."""
     tile = choose_tile(problem, target)
+    if tile.turned:
+        return min((way for way in _ways(problem, target, tile) if way.panels), key=lambda way: (not way.cropped, way.cycles))
     panels = min(_ways(_typical(problem), target, tile), key=lambda way: way.cycles).panels
     panels = panels and not columns.too_far(problem, tile.lanes)
     return min((way for way in _ways(problem, target, tile) if way.panels == panels), key=lambda way: way.cycles)

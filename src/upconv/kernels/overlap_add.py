@@ -141,13 +141,18 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     chunk = max(1, min(m, int(most)))
     least = ceil(4 * threads / (block_count * spec.groups))
     chunk = max(1, min(chunk, ceil(m / min(m, least))))
-    best = min(range(max(1, chunk // 2), chunk + 1), key=lambda n: ceil(m / n) * ceil(n * taps / tile.rows))
-    chunk, chunks = best, ceil(m / best)
+    parts = block_count * spec.groups
+
+    def busiest(n: int) -> int:
+        """Strips of tiles that the busiest thread has with chunks of n channels."""
+        return ceil(parts * ceil(m / n) / threads) * ceil(n * taps / tile.rows)
+
+    chunk = min(range(max(1, chunk // 2), chunk + 1), key=busiest)
+    chunks = ceil(m / chunk)
     tile_blocks = ceil(chunk * taps / tile.rows)
     splits = 1
-    if block_count * spec.groups < 4 * threads and chunks > 1:
-        splits = min(chunks, least)
-        splits = ceil(chunks / ceil(chunks / splits))
+    if parts < 4 * threads and chunks > 1:
+        splits = jobs.shares(chunks, parts, threads, 4)
     x_pitch = round_up(width + 2 * tile.lanes, 16)
     if x_pitch * item % 1024 == 0:
         x_pitch += 16
@@ -364,7 +369,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     taps = prod(spec.kernel_size)
     gemm = macs(problem, how) / (tile.rows * tile.width) * microkernel.step_cycles(tile)
     rows = problem.batch * spec.out_channels * d.positions * h.positions * ceil(w.positions / tile.lanes)
-    fold = rows * taps * 8.0 + rows * prod(spec.stride) * 10.0
+    fold = rows * taps * 6.0 + rows * prod(spec.stride) * 10.0
     wide = w.positions > 2 * tile.lanes
     stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize

@@ -2,8 +2,9 @@
 
 A kernel describes its order of weights by a table: for each entry (the rows of one tile), each depth tap and input plane, and
 each tap of the window that a transform takes together, the place in the parameter that each row reads for channel 0, or -1 for
-a zero. Channels are a fixed stride apart. The packed order is [group][point][entry][part][depth tap][channel][plane][row]: a
-part is the channels that a kernel takes at a time, the last one filled up with zeros.
+a zero. Channels are a fixed stride apart. The packed order is
+[group][point][chunk][part][entry][depth tap][channel][plane][row], the order in which a kernel reads: a part is the channels
+that it takes at a time, the last one filled up with zeros, a chunk the entries that it takes each part of before the next.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ SLOTS = jobs.Slots(
         "target_point",
     )
 )  # fmt: skip
-BATCH = 4
-"""Numbers a batch of entries: depth taps, first offset, place in the packed order, entries."""
+BATCH = 5
+"""Numbers a batch of entries of one chunk: depth taps, first offset, place in the packed order, entries, those of the chunk."""
 TOGETHER = 96
 """Rows that a task packs together: what they read of a channel is then one piece of memory, where it is for an entry alone a
 part of a line in a page of its own."""
@@ -60,8 +61,8 @@ class Transform:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """The order that a kernel wants its weights in. `sections` holds (depth taps, offsets) of each run of entries;
-    offsets have the shape (entries, depth taps, planes, window, rows)."""
+    """The order that a kernel wants its weights in. `sections` holds the offsets of runs of entries, of the shape
+    (entries, depth taps, planes, window, rows); `chunks` says in how many chunks each run stands."""
 
     transform: Transform
     groups: int
@@ -71,6 +72,7 @@ class Layout:
     source_group: int
     sections: tuple[NDArray[np.int64], ...]
     part: int
+    chunks: int = 1
 
     @property
     def parts(self) -> int:
@@ -87,16 +89,19 @@ class Layout:
 
     def bind(self) -> jobs.Bound:
         """The job's numbers and tables."""
-        batches, at, place = [], 0, 0
+        batches: list[tuple[int, ...]] = []
+        at = place = 0
         rows, total = self.transform.rows, sum(len(section) for section in self.sections)
         together = max(1, min(TOGETHER // rows, total * self.groups // 8)) if self.transform.channels_first else 1
         for section in self.sections:
-            taps, size = section.shape[1], section[0].size
-            for first in range(0, len(section), together):
-                count = min(together, len(section) - first)
-                batches.append((taps, at, place, count))
-                at += count * size
-                place += count * taps * self.parts * self.part * self.planes * rows
+            taps, size, entries = section.shape[1], section[0].size, len(section) // self.chunks
+            step = taps * self.part * self.planes * rows  # of an entry in a part
+            for _ in range(self.chunks):
+                for first in range(0, entries, together):
+                    count = min(together, entries - first)
+                    batches.append((taps, at + first * size, place + first * step, count, entries))
+                at += entries * size
+                place += entries * step * self.parts
         slots = {
             "batch_count": len(batches), "channels": self.channels, "part": self.part, "planes": self.planes,
             "channel_step": self.channel_step, "source_group": self.source_group,
@@ -104,7 +109,7 @@ class Layout:
             "workspace_bytes": 0,
         }  # fmt: skip
         offsets = np.concatenate([s.reshape(-1) for s in self.sections] or [np.zeros(1, np.int64)])
-        tables = {"batches": np.array(batches or [(0, 0, 0, 0)], np.int64), "offsets": offsets}
+        tables = {"batches": np.array(batches or [(0,) * BATCH], np.int64), "offsets": offsets}
         return jobs.Bound(slots, tables, len(batches) * self.groups)
 
 
@@ -157,7 +162,7 @@ def emit(transform: Transform) -> str:
         s = {n: SLOTS.read(f, job, n) for n in SLOTS.names[len(jobs.COMMON) + 4 :]}
         group, at = number // s["batch_count"], number % s["batch_count"]
         batch = SLOTS.pointer(f, job, "batches", "i64")[at * BATCH]
-        taps, first, place, entries = (f.load("i64", batch[i]) for i in range(BATCH))
+        taps, first, place, entries, entries_a_chunk = (f.load("i64", batch[i]) for i in range(BATCH))
         offsets = SLOTS.pointer(f, job, "offsets", "i64")[first]
         source = SLOTS.pointer(f, job, "x", element)[group * s["source_group"]]
         target = SLOTS.pointer(f, job, "y", element)[group * s["target_group"] + place]
@@ -165,7 +170,6 @@ def emit(transform: Transform) -> str:
         zero = f.splat(0.0, type_) if lanes == 1 else Value(f, "zeroinitializer", type_)
         window_rows = len(window) * rows
         tap_size = s["part"] * s["planes"] * rows  # of an entry, in the packed order
-        entry_size = (s["channels"] + s["part"] - 1) // s["part"] * taps * tap_size
 
         def put(address: Value, i: int, value: Value) -> None:
             """Stores the rows of a channel at a point, in pieces without masks, which some processors store very slowly."""
@@ -193,9 +197,9 @@ def emit(transform: Transform) -> str:
                 values = [zero] * transform.points
                 if given:
                     values = transformed(source[(part + c) * s["channel_step"]], where)
-                start = part * taps * s["planes"] * rows + t * tap_size + (c * s["planes"] + b) * rows
+                start = part * entries_a_chunk * taps * s["planes"] * rows + t * tap_size + (c * s["planes"] + b) * rows
                 for i, value in enumerate(values):
-                    put(target[start + entry * entry_size], i, value)
+                    put(target[start + entry * taps * tap_size], i, value)
 
         def transformed(channel: Value, where: list[tuple[list[Value], Value]]) -> list[Value]:
             """The points of a channel's rows."""
@@ -259,8 +263,10 @@ def reference(layout: Layout, weight: NDArray[Any]) -> NDArray[Any]:
         for axis, matrix in ((5, t.first), (6, t.second)):
             if matrix is not None:
                 taken = np.moveaxis(np.tensordot(taken, np.array(matrix, weight.dtype), axes=([axis], [1])), -1, axis)
-        points = taken.reshape(*shape[:3], layout.parts, layout.part, shape[4], t.points, shape[-1])
-        parts.append(points.transpose(0, 6, 1, 3, 2, 4, 5, 7).reshape(layout.groups, t.points, -1))
+        points = taken.reshape(
+            shape[0], layout.chunks, -1, shape[2], layout.parts, layout.part, shape[4], t.points, shape[-1]
+        )  # group chunk entry tap part channel plane point row
+        parts.append(points.transpose(0, 7, 1, 4, 2, 3, 5, 6, 8).reshape(layout.groups, t.points, -1))
     if not parts:
         return np.zeros(16, weight.dtype)
     return np.ascontiguousarray(np.concatenate(parts, axis=2))

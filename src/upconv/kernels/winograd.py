@@ -134,8 +134,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         chunk = _choose_chunk(problem, tile, m, ceil(m / threads))
     chunks, splits = ceil(m / chunk), 1
     if block_count * spec.groups < 3 * threads and chunks > 1 < threads:
-        splits = min(chunks, ceil(3 * threads / (block_count * spec.groups)))
-        splits = ceil(chunks / ceil(chunks / splits))
+        splits = jobs.shares(chunks, block_count * spec.groups, threads, 3)
     tile_blocks = tuple(ceil(chunk * n / tile.rows) for n in map(len, _phases(spec)))
     rows = sum(tile_blocks) * tile.rows
     panels = ceil(block / tile.width)
