@@ -78,6 +78,9 @@ def layers() -> list[dict[str, Any]]:
 
     for length in (1, 2, 15, 16, 17, 31, 33, 47, 64, 65, 129):
         add((length,), 3, 2, 4, 2, padding=1)
+    for size in ((1, 1), (5, 9), (30, 61)):  # few output channels, kernels no multiple of the stride: shared reads
+        add(size, 20, 1, 9, 2, padding=4, output_padding=1)
+        add(size, 5, 2, 5, 3, padding=1)
     for batch in (1, 2, 3, 5):  # fewer columns than lanes, many channels: turned tiles
         add((1, 1), 37, 130, 4, 2, padding=1, batch=batch)
         add((3, 1), 21, 65, 3, 1, padding=1, batch=batch, transposed=False)

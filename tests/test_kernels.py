@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import kernel_runs as runs
 import upconv
-from upconv.kernels import microkernel, reference
+from upconv.kernels import direct_way, microkernel, reference
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -137,6 +137,38 @@ def test_output_channels_at_the_edges_of_a_chunk(module: Any, level: str) -> Non
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [(9, 2), (5, 2), (3, 2), (7, 4), ((3, 5), (2, 3)), ((5, 3, 3), 2), ((2, 5), (3, 2)), (9, 1)]
+)
+def test_phases_share_what_they_read(kernel: Any, stride: Any, dtype: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes from those whose taps meet little but padding; a phase without any tap among them (kernel 2, stride 3)."""
+    target, direct = runs.target_of(level), runs.KERNELS[0]
+
+    def sharing(problem: Problem, target: Any) -> Any:
+        tile = direct_way.choose_tile(problem, target)
+        return next(way for way in direct_way._ways(problem, target, tile) if way.shared and way.panels == (problem.batch == 2))
+
+    monkeypatch.setattr(direct, "choose_way", sharing)
+    direct.blocking.cache_clear()
+    for size, channels, groups, batch in product((2, 3, 11), (1, 3), (1, 2), (1, 2)):
+        layer: dict[str, Any] = dict(in_channels=6, out_channels=channels * groups, kernel_size=kernel, stride=stride, padding=1)
+        problem = runs.make(
+            size=(size,) * (len(kernel) if isinstance(kernel, tuple) else 2), batch=batch, groups=groups, dtype=dtype, **layer
+        )
+        check(direct, problem, level, threads=runs.threads_allowed())
+        assert direct.blocking(problem, target, 1).shared
+    direct.blocking.cache_clear()
+
+
+def test_few_output_channels_share_what_their_phases_read() -> None:
+    layer: dict[str, Any] = dict(size=(40, 50), in_channels=56, kernel_size=9, stride=2, padding=4)
+    direct, target = runs.KERNELS[0], runs.target_of(LEVELS[0])
+    assert direct.blocking(runs.make(out_channels=1, **layer), target, 1).shared
+    assert not direct.blocking(runs.make(out_channels=48, **layer), target, 1).shared
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 def test_fewer_columns_than_lanes_turn_the_tile(transposed: bool, dtype: str, level: str) -> None:
     target, direct = runs.target_of(level), runs.KERNELS[0]
@@ -165,6 +197,8 @@ def test_blocks_in_the_middle_of_rows_and_images(module: Any) -> None:
         dict(size=(9, 11, 13), in_channels=8, out_channels=6, kernel_size=3, stride=2, padding=1, output_padding=1, batch=2),
         dict(size=(3001,), in_channels=12, out_channels=5, kernel_size=16, stride=8, padding=4, groups=1),
         dict(size=(50, 50), in_channels=12, out_channels=12, kernel_size=3, padding=1, groups=4, dilation=2),
+        dict(size=(40, 137), in_channels=24, out_channels=1, kernel_size=9, stride=2, padding=4, output_padding=1),
+        dict(size=(30, 150), in_channels=24, out_channels=3, kernel_size=9, padding=4, transposed=False),
     ):
         problem = runs.make(**layer)
         if module.rejects(problem, target) is None:

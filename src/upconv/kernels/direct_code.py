@@ -18,7 +18,7 @@ SLOTS = jobs.Slots(
                 "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "block", "block_count", "room",
                 "groups", "groups_a_task", "splits", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
                 "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
-                "scratch_bytes", "line_bytes",
+                "scratch_bytes", "line_bytes", "zero_row",
             )
         )
     )
@@ -35,6 +35,8 @@ class Code:
     panels: bool
     in_step: int
     store: Store
+    sums: int
+    """Rows of sums that are added up as they are stored."""
 
     @property
     def panel(self) -> panel.Panel:
@@ -47,7 +49,7 @@ def emit(code: Code) -> str:
     do_tiles = microkernel.emit_both(tile)
     do_place = columns.emit_place(tile.lanes, SLOTS, reads=code.panels)
     writer = store.writer(code.store, SLOTS)
-    do_store = store.emit_rows(writer, SLOTS)
+    do_store = store.emit_rows(writer, SLOTS, code.sums)
     if code.panels:
         readers = [panel.emit_masks(code.panel, SLOTS), panel.emit_panels(code.panel, SLOTS)]
     else:
@@ -67,14 +69,15 @@ def emit(code: Code) -> str:
         f.call(do_place, [job, table, s["room"], low, low + width])
         if code.panels:
             f.call(readers[0], [job, table, s["room"], found, vectors])
+        if code.sums > 1:
+            zeros = scratch[s["zero_row"] * s["scratch_pitch"]]
+            with f.loop(0, s["columns_a_store"], tile.lanes, name="zeros") as at:
+                f.store(Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type), zeros[at])
         first_group = part * s["groups_a_task"]
         with f.loop(first_group, f.minimum(first_group + s["groups_a_task"], s["groups"]), name="group") as group:
             x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
             y = SLOTS.pointer(f, job, "y", tile.element)
             weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
-            if not code.panels:
-                ends = (low - s["left"], low + vectors * tile.lanes + s["right"])
-                f.call(readers[0], [job, found, x, right, *ends, s["channels"]])
             columns_ = right if code.panels else right[s["left"]]
             first = split * s["chunks_a_split"]
             last = f.minimum(first + s["chunks_a_split"], s["chunks"])
@@ -86,11 +89,14 @@ def emit(code: Code) -> str:
                 here = f.minimum(vectors * tile.lanes - jb, s["columns_a_store"])
                 with f.loop(0, s["channels"], s["channels_a_pack"], name="pc") as pc:
                     several = f.minimum(s["channels"] - pc, s["channels_a_pack"])
-                    if code.panels:
-                        fresh = ic.equals(first) & jb.equals(0)
-                        with f.when(fresh | (s["channels_a_pack"] < s["channels"]), name="copy"):
-                            source = x[pc * s["x_channel"]]
+                    fresh = ic.equals(first) & jb.equals(0)
+                    with f.when(fresh | (s["channels_a_pack"] < s["channels"]), name="copy"):
+                        source = x[pc * s["x_channel"]]
+                        if code.panels:
                             f.call(readers[1], [job, table, s["room"], found, vectors, source, right, several])
+                        else:
+                            ends = (low - s["left"], low + vectors * tile.lanes + s["right"])
+                            f.call(readers[0], [job, found, source, right, *ends, several])
                     _emit_chunk(f, job, s, code, ic, pc, several, columns_, jb, weight, scratch, here, do_tiles)
                 channel = ic * s["chunk"]
                 number_out = group * s["channels_out"] + channel
@@ -108,7 +114,7 @@ _TASK_SLOTS = (
     "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch", "y_channel",
     "group_count", "length", "block", "block_count", "room", "groups", "groups_a_task", "splits", "chunks_a_split",
     "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group", "x_group",
-    "table_bytes", "found_bytes", "scratch_bytes", "line_bytes",
+    "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row",
 )  # fmt: skip
 
 

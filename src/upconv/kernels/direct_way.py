@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, inf
@@ -25,20 +26,31 @@ class PhaseGroup:
 
 
 @lru_cache(maxsize=512)
-def phase_groups(shape: Band) -> tuple[PhaseGroup, ...]:
-    """The phases that have outputs, those with equal reads together."""
-    found: dict[tuple[Read, ...], list[tuple[int, list[tuple[int, ...]]]]] = {}
-    for number, taps in enumerate(shape.taps()):
-        if taps is not None:
-            found.setdefault(tuple(t.read for t in taps), []).append((number, [t.kernel for t in taps]))
-    return tuple(
-        PhaseGroup(
-            tuple(number for number, _ in members),
-            reads,
-            tuple(tuple(kernels[t] for _, kernels in members) for t in range(len(reads))),
-        )
-        for reads, members in found.items()
-    )
+def phase_groups(shape: Band, shared: bool = False) -> tuple[PhaseGroup, ...]:
+    """The phases that have outputs, those with equal reads together.
+
+    `shared` takes the reads apart instead: a group for each set of phases, with what just these read. A phase is then the sum
+    of all the groups that it is in. With one output channel and a 9x9 kernel of stride 2, 16 of the 25 reads serve all four
+    phases at once, where each phase alone would leave most of a tile's rows empty.
+    """
+    phases = [(number, {tap.read: tap.kernel for tap in taps}) for number, taps in enumerate(shape.taps()) if taps is not None]
+    found: dict[tuple[Read, ...], list[int]] = {}
+    if shared:
+        sets: dict[tuple[int, ...], list[Read]] = {(number,): [] for number, taps in phases if not taps}
+        for read in sorted({read for _, taps in phases for read in taps}, key=lambda read: read.at):
+            sets.setdefault(tuple(number for number, taps in phases if read in taps), []).append(read)
+        members = [(numbers, tuple(reads)) for numbers, reads in sets.items()]
+    else:
+        for number, taps in phases:
+            found.setdefault(tuple(taps), []).append(number)
+        members = [(tuple(numbers), reads) for reads, numbers in found.items()]
+    kernels = dict(phases)
+    return tuple(PhaseGroup(n, reads, tuple(tuple(kernels[a][read] for a in n) for read in reads)) for n, reads in members)
+
+
+def most_sums(groups: tuple[PhaseGroup, ...]) -> int:
+    """How many groups a phase is the sum of, at most."""
+    return max(Counter(phase for group in groups for phase in group.phases).values(), default=1)
 
 
 def distinct_reads(groups: tuple[PhaseGroup, ...]) -> tuple[Read, ...]:
@@ -102,9 +114,9 @@ def _choose_chunk(tile: Tile, target: Target, spec: ConvSpec, groups: tuple[tupl
     return best[1]
 
 
-def shape_groups(shape: Band) -> tuple[tuple[int, int], ...]:
+def shape_groups(shape: Band, shared: bool = False) -> tuple[tuple[int, int], ...]:
     """(phases, taps) of each phase group."""
-    return tuple((len(g.phases), len(g.reads)) for g in phase_groups(shape))
+    return tuple((len(g.phases), len(g.reads)) for g in phase_groups(shape, shared))
 
 
 def _typical(problem: Problem) -> Problem:
@@ -126,13 +138,14 @@ def choose_tile(problem: Problem, target: Target) -> Tile:
         and not columns.too_far(problem, turned.lanes)
     ):
         return turned
-    groups, channels_in = shape_groups(band(typical)), spec.in_channels // spec.groups
+    shape, channels_in = band(typical), spec.in_channels // spec.groups
     offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
     best = (inf, 0)
     for i, tile in enumerate(offered):
-        repeats = pack_channels(tile, target, channels_in, groups) < channels_in
-        steps = _steps(tile, spec, _choose_chunk(tile, target, spec, groups, repeats), groups)
-        best = min(best, (steps * microkernel.step_cycles(tile) / tile.width, i))
+        for groups in {shape_groups(shape, shared) for shared in (False, True)}:
+            repeats = pack_channels(tile, target, channels_in, groups) < channels_in
+            steps = _steps(tile, spec, _choose_chunk(tile, target, spec, groups, repeats), groups)
+            best = min(best, (steps * microkernel.step_cycles(tile) / tile.width, i))
     return offered[best[1]]
 
 
@@ -154,6 +167,7 @@ class Way:
     cycles: float
     panels: bool
     cropped: bool
+    shared: bool
     chunk: int
 
 
@@ -161,26 +175,33 @@ def _ways(problem: Problem, target: Target, tile: Tile) -> list[Way]:
     """Cropped or not (fewer columns against more reads), from panels or the band (a copy against slower steps)."""
     spec = problem.spec
     channels_in, found = spec.in_channels // spec.groups, []
-    for cropped in (False, True) if spec.transposed and any(lo for lo, _ in spec.padding) else (False,):
+    crops = (False, True) if spec.transposed and any(lo for lo, _ in spec.padding) else (False,)
+    for cropped, shared in [*((cropped, False) for cropped in crops), (False, True)]:
         shape = band(problem, cropped)
-        groups = shape_groups(shape)
+        groups = shape_groups(shape, shared)
         repeats = pack_channels(tile, target, channels_in, groups) < channels_in
         chunk = _choose_chunk(tile, target, spec, groups, repeats)
         step = _steps(tile, spec, chunk, groups) * microkernel.step_cycles(tile)
         dense = columns.count(problem.batch, lines(shape))
         vector = 2.5 if shape.axes[2].in_step == 1 else 6.0
-        copied = len(distinct_reads(phase_groups(shape))) * channels_in * ceil(dense / tile.lanes) * vector
-        found.append(Way(step * _columns(dense, tile) + copied, True, cropped, chunk))
-        found.append(Way(step * UNALIGNED * _columns(shape.length, tile), False, cropped, chunk))
+        copied = len(distinct_reads(phase_groups(shape, shared))) * channels_in * ceil(dense / tile.lanes) * vector
+        found.append(Way(step * _columns(dense, tile) + copied, True, cropped, shared, chunk))
+        found.append(Way(step * UNALIGNED * _columns(shape.length, tile), False, cropped, shared, chunk))
     return found
 
 
 @lru_cache(maxsize=1024)
 def choose_way(problem: Problem, target: Target) -> Way:
-    """The way of least cycles; whether it reads panels is settled by the layer, not by its sizes."""
+    """The way of least cycles; whether it reads panels and shares reads is settled by the layer, not by its sizes."""
     tile = choose_tile(problem, target)
     if tile.turned:
-        return min((way for way in _ways(problem, target, tile) if way.panels), key=lambda way: (not way.cropped, way.cycles))
-    panels = min(_ways(_typical(problem), target, tile), key=lambda way: way.cycles).panels
-    panels = panels and not columns.too_far(problem, tile.lanes)
-    return min((way for way in _ways(problem, target, tile) if way.panels == panels), key=lambda way: way.cycles)
+        whole = [way for way in _ways(problem, target, tile) if way.panels and not way.shared]
+        return min(whole, key=lambda way: (not way.cropped, way.cycles))
+    typical = min(_ways(_typical(problem), target, tile), key=lambda way: way.cycles)  # of equals the one that does not share
+    kind = (typical.panels and not columns.too_far(problem, tile.lanes), typical.shared)
+    return min((way for way in _ways(problem, target, tile) if (way.panels, way.shared) == kind), key=lambda way: way.cycles)
+
+
+def typical_sums(problem: Problem, way_shared: bool) -> int:
+    """How many sums the store adds up, for every size of the layer."""
+    return most_sums(phase_groups(band(_typical(problem)), True)) if way_shared else 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 from upconv.codegen.ir import Function, Int, Value, vector
 from upconv.kernels import columns
@@ -18,7 +19,7 @@ from upconv.spec import Activation
 SLOTS = ("y", "y_channel", "bias")
 ROW_SLOTS = ("phase_rows", "scratch_pitch")
 Streams = Callable[[Int], Value]
-"""The address of a vector of phase a."""
+"""A vector of phase a's sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,7 @@ def emit_weave(f: Function, store: Store, streams: Streams, offset: Value, step:
     lanes = store.lanes
 
     def value(a: Int) -> Value:
-        loaded = f.load(store.type, streams(a))
-        return emit_activation(f, f.fadd(loaded, f.splat(offset, store.type)), store.activation)
+        return emit_activation(f, f.fadd(streams(a), f.splat(offset, store.type)), store.activation)
 
     if store.step:
         for j, woven in enumerate(weave(f, [value(a) for a in range(store.step)])):
@@ -158,12 +158,12 @@ def emit_vector(
         f.call(writer.pieces, [to.job, to.table, to.room, v, line, to.plane, to.d, to.h])
 
 
-def emit_rows(writer: Writer, slots: Slots) -> Function:
+def emit_rows(writer: Writer, slots: Slots, sums: int = 1) -> Function:
     """`store(job, table, room, first, last, scratch, line, y, channel, channels)`: finishes vectors first..last-1.
 
     They stand side by side in the scratch block, `channels` channels of them. `channel` is the first one's number among all
-    output channels (for the bias), `y` its plane of image 0. Phase a of channel m stands in row
-    `phase_rows[a][0] + m * phase_rows[a][1]`.
+    output channels (for the bias), `y` its plane of image 0. Phase a of channel m is what stands in row
+    `phase_rows[a][i][0] + m * phase_rows[a][i][1]`, added up over i below `sums`.
     """
     pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("first", "i64"), ("last", "i64")]
     arguments = [*pointers, ("scratch", "ptr"), ("line", "ptr"), ("y", "ptr"), ("channel", "i64"), ("channels", "i64")]
@@ -181,16 +181,17 @@ def emit_rows(writer: Writer, slots: Slots) -> Function:
             phase = (ad * s["out_step_h"] + ah) * s["out_step_w"]
             to = Destination(job, table, room, line, plane, ad, ah, (ad * s["out_h"] + ah) * s["out_w"])
 
-            def row_of(a: Int, m: Value = m, phase: Value = phase) -> Value:
-                """Where phase a of channel m starts in the scratch block."""
-                at = phase_rows[(phase + a) * 2]
-                return scratch[(f.load("i64", at) + m * f.load("i64", at[1])) * s["scratch_pitch"]]
+            def rows_of(a: Int, m: Value = m, phase: Value = phase) -> list[Value]:
+                """Where the sums of phase a of channel m start in the scratch block."""
+                places = [phase_rows[((phase + a) * sums + i) * 2] for i in range(sums)]
+                return [scratch[(f.load("i64", at) + m * f.load("i64", at[1])) * s["scratch_pitch"]] for at in places]
 
-            rows = [row_of(a) for a in range(writer.store.step)]
+            rows = [rows_of(a) for a in range(writer.store.step)]
             with f.loop(first, last, name="v") as v:
 
-                def stream(a: Int, v: Value = v, rows: list[Value] = rows) -> Value:
-                    return (rows[a] if isinstance(a, int) else row_of(a))[(v - first) * lanes]
+                def stream(a: Int, v: Value = v, rows: list[list[Value]] = rows) -> Value:
+                    of = rows[a] if isinstance(a, int) else rows_of(a)
+                    return reduce(f.fadd, [f.load(writer.store.type, row[(v - first) * lanes]) for row in of])
 
                 emit_vector(f, writer, to, parts, v, stream, offset, s["out_step_w"])
     return f

@@ -307,7 +307,7 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
                 to = store.Destination(job, table, room, line, plane, ad, h, (ad * s["out_h"] + h) * s["out_w"])
 
                 def stream(a: Int, row: Value = row) -> Value:
-                    return row[a * lanes]
+                    return f.load(tile.type, row[a * lanes])
 
                 store.emit_vector(f, writer, to, p, v, stream, offset, s["out_step_w"])
     return f
