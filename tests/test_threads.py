@@ -285,6 +285,26 @@ print(states)
 
 
 @LINUX
+@pytest.mark.skipif(threads.available() < 2, reason="one processor")
+def test_a_worker_that_waits_for_the_callers_processor_is_sent_elsewhere() -> None:
+    """Held on one processor, the two cannot run at once, and what the caller does alone is no reason to wait for the other."""
+    code = """
+call()
+allowed = sorted(os.sched_getaffinity(0))
+worker = next(t.native_id for t in threading.enumerate() if t.name == "upconv worker")
+for thread in (0, worker): os.sched_setaffinity(thread, allowed[:1])
+actual, os.sched_getaffinity = os.sched_getaffinity, lambda _: set(allowed)
+threads.PATIENCE = 0.0
+for _ in range(200):
+    time.sleep(0.001)
+    right = np.array_equal(call(), y)
+    if actual(worker) == set(allowed[1:]): break
+print(right, actual(worker) == set(allowed[1:]))
+"""
+    assert said(program(False, code)) == "True True"
+
+
+@LINUX
 @RUNTIMES
 def test_the_interpreter_ends_at_once_with_workers_waiting(torch: bool) -> None:
     assert said(program(torch, "call(); t = time.perf_counter(); print(np.array_equal(call(), y))"), timeout=30) == "True"

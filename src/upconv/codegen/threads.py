@@ -3,7 +3,7 @@
 Where PyTorch has brought an OpenMP runtime into the process, its pool is used: a second pool would fight with its spinning
 threads for the cores. Elsewhere workers of our own wait inside emitted code, spinning for a short while and then sleeping
 in the kernel (futex), so that a call costs about a microsecond when hot. A worker that has not woken by the time the caller
-has drawn the last task is not waited for.
+has drawn the last task is not waited for; if that was long, it is kept from the processor that the caller runs on.
 
 A forked child never uses the parent's OpenMP pool (libgomp hangs there); it starts workers of its own.
 """
@@ -15,17 +15,21 @@ import ctypes
 import os
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from upconv.codegen import jit
-from upconv.codegen.ir import Function, Value, module
+from upconv.codegen.ir import Carry, Function, Value, module
 from upconv.codegen.target import Target
 
 SPINS = 4000  # about 100-200 microseconds of pauses
 MOST_THREADS = 64
+PATIENCE = 3e-4
+"""Seconds after which a worker that was woken up and has not come is taken to be kept from running."""
 _BLOCK = 128  # bytes a worker: state, sleeping, function, padded to two lines
 _STATE, _SLEEPING, _FUNCTION = 0, 1, 2
 _STOP = 4
@@ -166,8 +170,11 @@ def _emit_worker(target: Target, futex: int) -> Function:
 
 
 def _emit_submit(target: Target, futex: int) -> Function:
-    """`submit(blocks, count, function, job)`: offers the job to `count` workers, works on it, waits for those who took it."""
-    f = Function("submit", [("blocks", "ptr"), ("count", "i64"), ("function", "ptr"), ("job", "ptr")])
+    """`submit(blocks, count, function, job)`: offers the job to `count` workers, works on it, waits for those who took it.
+
+    Returns a bit for each worker who had not taken its offer by then.
+    """
+    f = Function("submit", [("blocks", "ptr"), ("count", "i64"), ("function", "ptr"), ("job", "ptr")], returns="i64")
     blocks, count, function, job = f.arguments
     address = f.emit(f"ptrtoint ptr {job.text} to i64", "i64")
     offered, running = f.emit(f"or i64 {address.text}, 1", "i64"), f.emit(f"or i64 {address.text}, 2", "i64")
@@ -181,9 +188,13 @@ def _emit_submit(target: Target, futex: int) -> Function:
             with f.when(_load(f, block[_SLEEPING]).equals(1), name="asleep"):
                 _emit_syscall(f, futex, block[_STATE], 129, 1)  # FUTEX_WAKE | FUTEX_PRIVATE_FLAG
     f.do(f"call void {function.text}(ptr {job.text})")
-    with f.loop(0, count, name="collect") as i:
+    late = Carry([f.value(0)])
+    with f.loop(0, count, name="collect", carry=late) as i:
         state = blocks.of("i64")[i * (_BLOCK // 8)][_STATE]
-        with f.otherwise(_exchange(f, state, offered, f.value(0)), name="taken"):
+        back = _exchange(f, state, offered, f.value(0))
+        bit = f.emit(f"shl i64 1, {i.text}", "i64")
+        late.next = [f.emit(f"or i64 {late.values[0].text}, {f.select(back, bit, 0).text}", "i64")]
+        with f.otherwise(back, name="taken"):
             spin, again, done = f.label("spin"), f.label("again"), f.label("collected")
             f.do(f"br label %{spin}")
             f.start(spin)
@@ -192,6 +203,7 @@ def _emit_submit(target: Target, futex: int) -> Function:
             _emit_pause(f, target)
             f.do(f"br label %{spin}")
             f.start(done)
+    f.do(f"ret i64 {late.results[0].text}")
     return f
 
 
@@ -215,6 +227,15 @@ class _Workers:
             self.threads.append(thread)
             thread.start()
 
+    def run(self, function: int, job: int, count: int) -> None:
+        """The job on the calling thread and, as far as they come, on `count` workers."""
+        start = perf_counter()
+        late = self.submit(self.address, count, function, job)
+        if late and perf_counter() - start > PATIENCE:
+            for i in range(count):
+                if late >> i & 1:
+                    _keep_away(self.threads[i].native_id)
+
     def stop(self) -> None:
         """Ends idle workers; called at exit, when none is running."""
         for i in range(len(self.threads)):
@@ -223,6 +244,28 @@ class _Workers:
         for i, thread in enumerate(self.threads):
             wake(_FUTEX[os.uname().machine], ctypes.c_void_p(self.address + i * _BLOCK), 129, 1, None, None, 0)
             thread.join(timeout=1.0)
+
+
+def _keep_away(thread: int | None) -> None:
+    """Keeps a thread from the processor that this one runs on, where the system has woken it up to wait for its turn.
+
+    It would do so again: waking up where the waker runs is what schedulers like best, and they even it out in tens of
+    milliseconds, where a call takes one. Should this thread be moved, the next call that waits in vain says so anew.
+    """
+    with suppress(OSError, AttributeError):  # no such system call, or not allowed: it will be moved some time
+        elsewhere = os.sched_getaffinity(0) - {_processor()}
+        if thread and elsewhere:
+            os.sched_setaffinity(thread, elsewhere)
+
+
+@lru_cache(maxsize=1)
+def _processor_number() -> Any:
+    return ctypes.CDLL(None).sched_getcpu
+
+
+def _processor() -> int:
+    """The processor that this thread runs on."""
+    return int(_processor_number()())
 
 
 _workers: _Workers | None = None
@@ -266,7 +309,7 @@ def _own(target: Target) -> _Workers | None:
             address = -(-ctypes.addressof(memory) // _BLOCK) * _BLOCK
             worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code["worker"])
             types = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
-            submit = ctypes.CFUNCTYPE(None, *types)(code["submit"])
+            submit = ctypes.CFUNCTYPE(ctypes.c_uint64, *types)(code["submit"])
             _workers = _Workers(memory, address, submit, worker, [])
             atexit.register(_stop_at_exit)
     return _workers
@@ -318,7 +361,7 @@ def run(address: int, job: int, count: int, target: Target) -> None:
     if len(workers.threads) < count - 1:
         with _workers_lock:
             workers.grow(count - 1)
-    workers.submit(workers.address, count - 1, address, job)
+    workers.run(address, job, count - 1)
 
 
 def _run_python_threads(address: int, job: int, count: int) -> None:
