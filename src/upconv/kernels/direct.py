@@ -16,6 +16,7 @@ from functools import lru_cache
 from math import ceil, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upconv.codegen.target import Target
 from upconv.kernels import columns, direct_code, microkernel, pack, store, weights
@@ -27,6 +28,8 @@ from upconv.kernels.direct_way import (
     choose_tile,
     choose_way,
     distinct_reads,
+    fuses,
+    is_whole,
     lines,
     most_sums,
     pack_channels,
@@ -266,7 +269,9 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "group_count": len(groups), "block": how.block, "block_count": how.block_count, "room": how.room,
         "groups": spec.groups, "groups_a_task": how.groups_a_task, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks_a_round": how.chunks_a_round,
-        "columns_a_store": how.columns_a_store, "zero_row": zero_row, "chunks": how.chunks, "chunk": how.chunk, "channels_out": m,
+        "columns_a_store": how.columns_a_store, "zero_row": zero_row, "fused": int(_fused(problem, how)),
+        "y_rows_a_chunk": sum(how.tile_blocks) * how.tile.rows // w.out_step,
+        "chunks": how.chunks, "chunk": how.chunk, "channels_out": m,
         "left": how.left, "right": how.right, "right_pitch": how.right_pitch, "weight_group": weight_at,
         "x_group": c * image_in, "scratch_pitch": how.scratch_pitch, "table_bytes": how.table_bytes,
         "found_bytes": how.found_bytes, "scratch_bytes": how.scratch_bytes, "line_bytes": how.line_bytes,
@@ -277,9 +282,26 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "taps": np.array(taps or [(0, 0, 0)], np.int64),
         "reads": np.array(where or [(0, 0, 0, 0)], np.int64),
         "phase_groups": np.array(group_rows, np.int64),
+        "y_rows": _y_rows(problem, how),
         "phase_rows": phase_rows,
     }
     return jobs.Bound(slots, tables, tasks(problem, how))
+
+
+def _fused(problem: Problem, how: Blocking) -> bool:
+    """Whether tiles store their sums themselves at these sizes."""
+    return fuses(problem, how.tile) and is_whole(band(problem, how.cropped), how.shared)
+
+
+def _y_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
+    """For each chunk, the row of y that each of the tiles' rows (or each few of them, woven) is."""
+    d, h, w = (axis.out_step for axis in band(problem, how.cropped).axes)
+    m, size = problem.spec.out_channels // problem.spec.groups, sum(how.tile_blocks) * how.tile.rows // w
+    row = np.arange(size)
+    channel = np.arange(how.chunks)[:, None] * how.chunk + row // (d * h)
+    used = (row // (d * h) < how.chunk) & (channel < m)
+    phase = np.broadcast_to(row % (d * h), channel.shape)
+    return np.stack([np.where(used, channel, -1), phase // h, phase % h], axis=-1)
 
 
 def _tap_runs(numbers: list[int], how: Blocking, channels: int) -> Iterator[tuple[int, int]]:
@@ -309,7 +331,7 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 def _code(problem: Problem, how: Blocking) -> direct_code.Code:
     inner = band(problem, how.cropped).axes[2]
     finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation)
-    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how))
+    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fuses(problem, how.tile))
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
@@ -363,6 +385,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     d, h, w = shape.axes
     rows = problem.batch * spec.out_channels * d.positions * h.positions * d.out_step * h.out_step
     stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
+    if _fused(problem, how):
+        stored /= 3  # the sums are still in registers, and the lines that they go to have been asked for
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
     return microkernel.seconds(target, threads, tasks(problem, how), tiles, stored, moved, streamed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Function, Int, Value, module
+from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.kernels import columns, microkernel, pack, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.microkernel import Tile
@@ -18,11 +19,13 @@ SLOTS = jobs.Slots(
                 "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "block", "block_count", "room",
                 "groups", "groups_a_task", "splits", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
                 "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
-                "scratch_bytes", "line_bytes", "zero_row",
+                "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows", "y_rows_a_chunk",
             )
         )
     )
 )  # fmt: skip
+Y_ROW = 3
+"""Numbers a row of y, in the order of a tile's rows: output channel (-1 for none), and d and h past those of phase 0."""
 GROUP = 6
 """Numbers a phase group: runs of taps, the first in the tap table, tile blocks, weight offset, first scratch row, all taps."""
 
@@ -37,6 +40,8 @@ class Code:
     store: Store
     sums: int
     """Rows of sums that are added up as they are stored."""
+    fuses: bool
+    """Whether a tile's rows are whole rows of y, all phases of each, so that it can store them itself."""
 
     @property
     def panel(self) -> panel.Panel:
@@ -46,10 +51,12 @@ class Code:
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
-    do_tiles = microkernel.emit_both(tile)
     do_place = columns.emit_place(tile.lanes, SLOTS, reads=code.panels)
     writer = store.writer(code.store, SLOTS)
     do_store = store.emit_rows(writer, SLOTS, code.sums)
+    do_tiles = [microkernel.emit_both(tile)]
+    if code.fuses:
+        do_tiles.append(microkernel.emit_both(tile, _finish(writer)))
     if code.panels:
         readers = [panel.emit_masks(code.panel, SLOTS), panel.emit_panels(code.panel, SLOTS)]
     else:
@@ -97,30 +104,86 @@ def emit(code: Code) -> str:
                         else:
                             ends = (low - s["left"], low + vectors * tile.lanes + s["right"])
                             f.call(readers[0], [job, found, source, right, *ends, several])
-                    _emit_chunk(f, job, s, code, ic, pc, several, columns_, jb, weight, scratch, here, do_tiles)
-                channel = ic * s["chunk"]
-                number_out = group * s["channels_out"] + channel
-                several = f.minimum(s["channels_out"] - channel, s["chunk"])
-                plane = y[number_out * s["y_channel"]]
-                from_v = jb // tile.lanes
-                to_v = from_v + here // tile.lanes
-                f.call(do_store, [job, table, s["room"], from_v, to_v, scratch, line, plane, number_out, several])
+                    chunk = (ic, pc, several, columns_, jb, weight, scratch, here)
+                    last_part = (pc + s["channels_a_pack"] >= s["channels"]) & s["fused"].equals(1)
+                    if code.fuses:
+                        rows = SLOTS.pointer(f, job, "y_rows", "i64")[ic * s["y_rows_a_chunk"] * Y_ROW]
+                        own: list[Int] = [line, y[group * s["channels_out"] * s["y_channel"]], group * s["channels_out"], rows]
+
+                        def finishing(v: Value, own: list[Int] = own) -> list[Int]:
+                            return [job, table, s["room"], v, *own]
+
+                        with f.when(last_part, name="fused"):
+                            _emit_chunk(f, job, s, code, *chunk, do_tiles[1], finishing)
+                        with f.otherwise(last_part, name="apart"):
+                            _emit_chunk(f, job, s, code, *chunk, do_tiles[0])
+                    else:
+                        _emit_chunk(f, job, s, code, *chunk, do_tiles[0])
+                with f.when(s["fused"].equals(0), name="store"):
+                    channel = ic * s["chunk"]
+                    number_out = group * s["channels_out"] + channel
+                    several = f.minimum(s["channels_out"] - channel, s["chunk"])
+                    plane = y[number_out * s["y_channel"]]
+                    from_v = jb // tile.lanes
+                    to_v = from_v + here // tile.lanes
+                    f.call(do_store, [job, table, s["room"], from_v, to_v, scratch, line, plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, do_place, *readers, *writer.functions, do_store, entry])
+    tiles = [function for both in do_tiles for function in both]
+    return module([*writer.functions, *tiles, do_place, *readers, do_store, entry])
+
+
+def _finish(writer: store.Writer) -> microkernel.Finish:
+    """Tiles that store their sums: each group of out_step_w rows is woven into a row of y, as `y_rows` tells."""
+    step = writer.store.step
+    pointers = [(name, "ptr") for name in ("job", "table", "y_room", "v", "line", "y", "first", "y_rows")]
+    arguments = tuple((name, "i64" if name in ("y_room", "v", "first") else kind) for name, kind in pointers)
+
+    def ask(f: Function, tile: Tile, ir: Value, given: list[Value]) -> None:
+        """Asks for the lines that will be written: they are there when the sums are."""
+        job, table, room, v, _, y, _, y_rows = given
+        y, y_rows, p = y.of(tile.element), y_rows.of("i64"), columns.parts(table, room, tile.lanes)
+        s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w")}
+        out, size = p.vector(f, v, columns.OUT), tile.width * step
+        for q in range(tile.rows // step):
+            channel, d, h = (f.load("i64", y_rows[(ir * (tile.rows // step) + q) * Y_ROW + i]) for i in range(Y_ROW))
+            row = y[channel * s["y_channel"] + (d * s["out_h"] + h) * s["out_w"] + out]
+            for at in (*range(0, size, 64 // SIZES[tile.element]), size - 1):
+                f.prefetch(row[at], write=True)
+
+    def emit_rows(f: Function, tile: Tile, ir: Value, sums: list[Value], given: list[Value]) -> None:
+        job, table, room, v, line, y, first, y_rows = given
+        line, y, y_rows = line.of(tile.element), y.of(tile.element), y_rows.of("i64")
+        bias, p = SLOTS.pointer(f, job, "bias", tile.element)[first], columns.parts(table, room, tile.lanes)
+        s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w", "out_step_w")}
+        for q in range(tile.rows // step):
+            channel, d, h = (f.load("i64", y_rows[(ir * (tile.rows // step) + q) * Y_ROW + i]) for i in range(Y_ROW))
+            with f.when(channel >= 0, name="y_row"):
+                offset, row = f.load(tile.element, bias[channel]), (d * s["out_h"] + h) * s["out_w"]
+                to = store.Destination(job, table, room, line, y[channel * s["y_channel"]], d, h, row)
+                for i in range(tile.vectors):
+
+                    def stream(a: Int, q: int = q, i: int = i) -> Value:
+                        assert isinstance(a, int)
+                        return sums[(q * step + a) * tile.vectors + i]
+
+                    store.emit_vector(f, writer, to, p, v + i, stream, offset, s["out_step_w"])
+
+    return microkernel.Finish("fused", arguments, ask, emit_rows)
 
 
 _TASK_SLOTS = (
     "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch", "y_channel",
     "group_count", "length", "block", "block_count", "room", "groups", "groups_a_task", "splits", "chunks_a_split",
     "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group", "x_group",
-    "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row",
+    "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk",
 )  # fmt: skip
 
 
 def _emit_chunk(
     f: Function, job: Value, s: dict[str, Value], code: Code, ic: Value, pc: Value, channels: Value, right: Value,
     jb: Value, weight: Value, scratch: Value, width: Value, do_tiles: tuple[Function, Function],
+    finishing: Callable[[Value], list[Int]] | None = None,
 ) -> None:  # fmt: skip
     """Every phase group of one chunk of output channels, for some input channels, into (or onto) the scratch block."""
     tile = code.tile
@@ -136,4 +199,8 @@ def _emit_chunk(
         rows = scratch[first_row * s["scratch_pitch"]]
         sizes: list[Int] = [taps[first_run * microkernel.TAP], runs, channels, pitch]
         more = f.select(pc > 0, 1, 0)
-        microkernel.emit_block(f, tile, do_tiles, left, blocks, depth, right, column, sizes, rows, s["scratch_pitch"], width, more)
+        block = (left, blocks, depth, right, column, sizes, rows, s["scratch_pitch"], width, more)
+        if finishing is None:
+            microkernel.emit_block(f, tile, do_tiles, *block)
+        else:
+            microkernel.emit_block(f, tile, do_tiles, *block, lambda jr: finishing((jb + jr) // tile.lanes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, inf
+from math import ceil, inf, prod
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
@@ -95,6 +95,10 @@ STORED_ROWS, STORED_TILES = 96, 8
 enough to be written at the memory's pace. Measured: one tile at a time costs 5 % of k2s2 192 -> 192 on 80 x 80."""
 
 
+STORED_APART = 1.05
+"""What a layer costs whose tiles could store their sums themselves, had they other rows. Measured: 1.05 to 1.2."""
+
+
 def _choose_chunk(tile: Tile, target: Target, spec: ConvSpec, groups: tuple[tuple[int, int], ...], repeats: bool) -> int:
     """The number of output channels that a scratch block holds, for the least padding of tiles.
 
@@ -145,7 +149,8 @@ def choose_tile(problem: Problem, target: Target) -> Tile:
         for groups in {shape_groups(shape, shared) for shared in (False, True)}:
             repeats = pack_channels(tile, target, channels_in, groups) < channels_in
             steps = _steps(tile, spec, _choose_chunk(tile, target, spec, groups, repeats), groups)
-            best = min(best, (steps * microkernel.step_cycles(tile) / tile.width, i))
+            stored = 1.0 if fuses(problem, tile) or not is_whole(shape) else STORED_APART
+            best = min(best, (steps * stored * microkernel.step_cycles(tile) / tile.width, i))
     return offered[best[1]]
 
 
@@ -205,3 +210,18 @@ def choose_way(problem: Problem, target: Target) -> Way:
 def typical_sums(problem: Problem, way_shared: bool) -> int:
     """How many sums the store adds up, for every size of the layer."""
     return most_sums(phase_groups(band(_typical(problem)), True)) if way_shared else 1
+
+
+def fuses(problem: Problem, tile: Tile) -> bool:
+    """Whether tiles can store their sums themselves: each holds whole rows of y, with all phases of each.
+
+    That is settled by the layer: sizes that are numbered cropped, whose phases read apart, run the same code without it.
+    """
+    inner = band(problem).axes[2].out_step
+    return not tile.turned and inner <= tile.lanes and tile.rows % inner == 0 and is_whole(band(_typical(problem)))
+
+
+def is_whole(shape: Band, shared: bool = False) -> bool:
+    """Whether one group holds every phase, in order."""
+    groups = phase_groups(shape, shared)
+    return len(groups) == 1 and groups[0].phases == tuple(range(prod(axis.out_step for axis in shape.axes)))

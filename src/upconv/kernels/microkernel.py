@@ -10,6 +10,7 @@ broadcast. Operands and result are laid out as before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
@@ -103,14 +104,29 @@ def best_tile(dtype: str, target: Target, rows: int) -> Tile:
     return min(offered, key=lambda t: ceil(rows / t.rows) * step_cycles(t) / t.width)
 
 
-def emit_both(tile: Tile) -> tuple[Function, Function]:
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What becomes of a tile's sums in place of being left in `out`: `emit(f, tile, ir, sums, more arguments)` uses them up.
+
+    `prepare(f, tile, ir, more arguments)` comes before they are computed.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, str], ...]
+    prepare: Callable[[Function, Tile, Value, list[Value]], None]
+    emit: Callable[[Function, Tile, Value, list[Value], list[Value]], None]
+
+
+def emit_both(tile: Tile, finish: Finish | None = None) -> tuple[Function, Function]:
     """The tile, and the narrow one of a single vector that finishes its rows (which a turned tile itself is)."""
-    return emit(tile), emit(replace(tile, vectors=1), "narrow")
+    name = "" if finish is None else f"_{finish.name}"
+    return emit(tile, f"tile{name}", finish), emit(replace(tile, vectors=1), f"narrow{name}", finish)
 
 
 def emit_block(
     f: Function, tile: Tile, both: tuple[Function, Function], left: Value, blocks: Value, depth: Value, right: Value,
     column: Int, sizes: list[Int], out: Value, pitch: Int, width: Value, more: Int = 0,
+    finishing: Callable[[Value], list[Int]] = lambda jr: [],
 ) -> None:  # fmt: skip
     """Calls for `blocks` strips of tile rows (`depth` elements of `left` each) times `width` columns.
 
@@ -118,14 +134,14 @@ def emit_block(
     first, then narrow ones. `column` is the elements of `right` a column: 1 where its rows are `width` long or longer, the
     rows of a panel where it consists of panels, each as wide as a tile. `sizes` holds the tap table, the number of taps, the
     channels and the pitch of the right operand's rows; `pitch` is the output's. Where `more` is not 0, the sums are added to
-    what stands there.
+    what stands there. `finishing` gives the arguments of tiles with a `Finish`, from jr.
     """
     whole = width // tile.width * tile.width
     ends = right[whole * column - whole]
     for start, stop, step, do in ((f.value(0), whole, tile.width, both[0]), (whole, width, tile.lanes, both[1])):
         with f.loop(start, stop, step, name="jr") as jr:
             columns = right[jr * column] if step == tile.width else ends[jr]
-            f.call(do, [left, blocks, depth, columns, *sizes, out[jr], pitch, more])
+            f.call(do, [left, blocks, depth, columns, *sizes, out[jr], pitch, more, *finishing(jr)])
 
 
 TAP = 3
@@ -142,22 +158,26 @@ look no further ahead than to the end of a page. Where weights come from memory,
 costs them 1 % at most."""
 
 
-def emit(tile: Tile, name: str = "tile") -> Function:
+def emit(tile: Tile, name: str = "tile", finish: Finish | None = None) -> Function:
     """`tile(left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more)`: out (+)= sums of products.
 
     `blocks` strips of rows, `depth` elements of `left` each, meet the same columns: the sums go over taps and channels.
     `taps` is a table of right offset and left offset in elements, and of how many times the channels follow there; the left
     operand is packed `rows` per channel, the right operand's next channel is `pitch` elements on. `out` gets `rows` rows a
-    strip, `out_pitch` elements apart; where `more` is not 0, they are added to what it holds.
+    strip, `out_pitch` elements apart; where `more` is not 0, they are added to what it holds. With a `finish`, what `out` holds
+    is added to the sums, which go where it says.
     """
     pointers = ("left", "right", "taps", "out")
     names = ("left", "blocks", "depth", "right", "taps", "tap_count", "channels", "pitch", "out", "out_pitch", "more")
     parameters = [(n, "ptr" if n in pointers else "i64") for n in names]
-    f = Function(name, parameters, attributes="internal noinline nounwind")
-    left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more = f.arguments
+    further = finish.arguments if finish else ()
+    f = Function(name, [*parameters, *further], attributes="internal noinline nounwind")
+    left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more, *given = f.arguments
     left, right, out, taps = left.of(tile.element), right.of(tile.element), out.of(tile.element), taps.of("i64")
     zero = Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type)
     with f.loop(0, blocks, name="ir") as ir:
+        if finish is not None:
+            finish.prepare(f, tile, ir, given)
         over_taps = Carry([zero] * (tile.rows * tile.vectors if not tile.turned else tile.rows // tile.lanes * tile.turned))
         with f.loop(0, tap_count, name="tap", carry=over_taps) as t:
             entry = taps[t * TAP]
@@ -179,13 +199,29 @@ def emit(tile: Tile, name: str = "tile") -> Function:
         rows = out[ir * tile.rows * out_pitch]
         places = [rows[out_pitch * r][v * tile.lanes] for r in range(tile.rows) for v in range(tile.vectors)]
         fresh = more.equals(0)
-        with f.when(fresh, name="fresh"):
-            for value, place in zip(sums, places, strict=True):
-                f.store(value, place)
-        with f.otherwise(fresh, name="more"):
-            for value, place in zip(sums, places, strict=True):
-                f.store(f.fadd(value, f.load(tile.type, place)), place)
+        if finish is None:
+            _leave(f, tile, fresh, sums, places)
+        else:
+            finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), given)
     return f
+
+
+def _leave(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> None:
+    """Stores the sums, or adds them to what is there."""
+    with f.when(fresh, name="fresh"):
+        for value, place in zip(sums, places, strict=True):
+            f.store(value, place)
+    with f.otherwise(fresh, name="more"):
+        for value, place in zip(sums, places, strict=True):
+            f.store(f.fadd(value, f.load(tile.type, place)), place)
+
+
+def _with_more(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> list[Value]:
+    """The sums, with what is there added unless they are `fresh`."""
+    total = Carry(sums)
+    with f.loop(0, f.select(fresh, 0, 1), name="earlier", carry=total):
+        total.next = [f.fadd(value, f.load(tile.type, place)) for value, place in zip(total.values, places, strict=True)]
+    return total.results
 
 
 def _ask_ahead(f: Function, tile: Tile, left: Value) -> None:
