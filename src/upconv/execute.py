@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -42,6 +43,7 @@ def target() -> Target | None:
 
 _packings: dict[Any, int] = {}
 """Ways of packing a weight, numbered: a number is found in a dictionary in a tenth of the time."""
+_numbers = count()  # each is given once, whichever threads ask at once
 
 
 class Prepared:
@@ -77,7 +79,7 @@ class Prepared:
         self._packer: Packer | None = None
         self.workspace = how.workspace_bytes * plan.threads + 64
         packing = (problem.spec, problem.dtype, kernel.NAME, kernel.packing(problem, how))
-        self.packing = _packings.setdefault(packing, len(_packings))
+        self.packing = _packings.setdefault(packing, next(_numbers))
         self._places = tuple(slots.index[name] for name in ("x", "weight", "bias", "y"))
 
     def __call__(self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, y: NDArray[Any]) -> None:

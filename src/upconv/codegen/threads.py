@@ -193,7 +193,7 @@ def _emit_submit(target: Target, futex: int) -> Function:
         state = blocks.of("i64")[i * (_BLOCK // 8)][_STATE]
         back = _exchange(f, state, offered, f.value(0))
         bit = f.emit(f"shl i64 1, {i.text}", "i64")
-        late.next = [f.emit(f"or i64 {late.values[0].text}, {f.select(back, bit, 0).text}", "i64")]
+        late.next = [late.values[0] | f.select(back, bit, 0)]
         with f.otherwise(back, name="taken"):
             spin, again, done = f.label("spin"), f.label("again"), f.label("collected")
             f.do(f"br label %{spin}")

@@ -25,6 +25,8 @@ from upconv.kernels.direct_way import (
     STORED_TILES,
     TILE,
     PhaseGroup,
+    band_channels,
+    choose_block,
     choose_tile,
     choose_way,
     distinct_reads,
@@ -112,12 +114,12 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     else:
         length, halo = shape.length, left + right
         channels_a_pack = (
-            _band_channels(channels_in, halo * shape.planes * item, target) if way.chunk >= channels_out else channels_in
+            band_channels(channels_in, halo * shape.planes * item, target) if way.chunk >= channels_out else channels_in
         )
         right_row = channels_a_pack * shape.planes * item
     repeats = channels_a_pack < channels_in
     rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
-    block = _choose_block(length, tile, target, threads, spec.groups, right_row, rows * item if repeats else 0, halo)
+    block = choose_block(length, tile, target, threads, spec.groups, right_row, rows * item if repeats else 0, halo)
     block_count = max(1, ceil(length / block))
     group_parts = min(spec.groups, max(1, ceil(4 * threads / block_count)))
     groups_a_task = ceil(spec.groups / group_parts)
@@ -144,7 +146,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right_pitch, found = plane_pitch * shape.planes, pack.table_bytes(block + left + right + tile.lanes, shape)
         while right_pitch * item % 1024 == 0 or right_pitch * item % 4096 < 64:
             right_pitch += 16
-        right_size = channels_in * right_pitch
+        right_size = channels_a_pack * right_pitch
     return Blocking(
         tile=tile, panels=way.panels, cropped=way.cropped, shared=way.shared,
         chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block,
@@ -170,33 +172,6 @@ def _sums(problem: Problem, how: Blocking) -> int:
 def _tile_blocks(tile: Tile, chunk: int, groups: tuple[PhaseGroup, ...]) -> tuple[int, ...]:
     """Strips of tile rows of each group of phases for so many output channels."""
     return tuple(ceil(chunk * len(group.phases) / tile.rows) for group in groups)
-
-
-def _band_channels(channels: int, halo_bytes: int, target: Target) -> int:
-    """Channels of the band at a time, so that the rows which taps reach over leave room in the second-level cache for more.
-
-    Measured: all 56 channels of 960 columns and 9 rows come from the third-level cache; 10 at a time halve the time.
-    """
-    most = max(1, int(target.l2 * 0.3 / max(halo_bytes, 1)))
-    return ceil(channels / ceil(channels / most))
-
-
-def _choose_block(
-    length: int, tile: Tile, target: Target, threads: int, groups: int, right_row: int, scratch_row: int, halo: int
-) -> int:
-    """Columns a task takes: as many as the cache holds, fewer where threads would stand idle.
-
-    `right_row` and `scratch_row` are the bytes that one column needs in the panels (or the band) and in the scratch block.
-    """
-    most = min(target.l2 * 0.45 / max(right_row, 1) - halo, target.l2 * 0.4 / max(scratch_row, 1), 4096)
-    most = max(2 * tile.width, int(most) // tile.width * tile.width, halo // 2)
-    pieces = max(1, ceil(length / most))
-    if pieces * groups < 4 * threads:  # even out the threads' shares, in blocks that are worth their halo
-        least = max(4 * tile.width, 2 * halo)
-        pieces = max(pieces, min(ceil(4 * threads / groups), length // least, 4 * threads))
-    if pieces > 1 and groups < threads:
-        pieces = round_up(pieces, threads)
-    return max(tile.lanes, round_up(ceil(length / max(pieces, 1)), tile.lanes if length < 4 * tile.width else tile.width))
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

@@ -64,8 +64,7 @@ def emit(code: Code) -> str:
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
-        position, rest = number % s["block_count"], number // s["block_count"]
-        split, part = rest % s["splits"], rest // s["splits"]
+        position, split, part = jobs.place_of(number, s)
         low = position * s["block"]
         width = f.minimum(s["length"] - low, s["block"])
         vectors = (width + (tile.lanes - 1)) // tile.lanes
@@ -136,28 +135,31 @@ def emit(code: Code) -> str:
 def _finish(writer: store.Writer) -> microkernel.Finish:
     """Tiles that store their sums: each group of out_step_w rows is woven into a row of y, as `y_rows` tells."""
     step = writer.store.step
-    pointers = [(name, "ptr") for name in ("job", "table", "y_room", "v", "line", "y", "first", "y_rows")]
-    arguments = tuple((name, "i64" if name in ("y_room", "v", "first") else kind) for name, kind in pointers)
+    numbers, names = ("y_room", "v", "first"), ("job", "table", "y_room", "v", "line", "y", "first", "y_rows")
+    arguments = tuple((name, "i64" if name in numbers else "ptr") for name in names)
+
+    def rows(f: Function, tile: Tile, ir: Value, y_rows: Value) -> list[list[Value]]:
+        """Channel, d and h of each row of y that a strip of tile rows holds."""
+        first, entries = ir * (tile.rows // step), y_rows.of("i64")
+        return [[f.load("i64", entries[(first + q) * Y_ROW + i]) for i in range(Y_ROW)] for q in range(tile.rows // step)]
 
     def ask(f: Function, tile: Tile, ir: Value, given: list[Value]) -> None:
         """Asks for the lines that will be written: they are there when the sums are."""
         job, table, room, v, _, y, _, y_rows = given
-        y, y_rows, p = y.of(tile.element), y_rows.of("i64"), columns.parts(table, room, tile.lanes)
+        y, p = y.of(tile.element), columns.parts(table, room, tile.lanes)
         s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w")}
         out, size = p.vector(f, v, columns.OUT), tile.width * step
-        for q in range(tile.rows // step):
-            channel, d, h = (f.load("i64", y_rows[(ir * (tile.rows // step) + q) * Y_ROW + i]) for i in range(Y_ROW))
+        for channel, d, h in rows(f, tile, ir, y_rows):
             row = y[channel * s["y_channel"] + (d * s["out_h"] + h) * s["out_w"] + out]
             for at in (*range(0, size, 64 // SIZES[tile.element]), size - 1):
                 f.prefetch(row[at], write=True)
 
     def emit_rows(f: Function, tile: Tile, ir: Value, sums: list[Value], given: list[Value]) -> None:
         job, table, room, v, line, y, first, y_rows = given
-        line, y, y_rows = line.of(tile.element), y.of(tile.element), y_rows.of("i64")
+        line, y = line.of(tile.element), y.of(tile.element)
         bias, p = SLOTS.pointer(f, job, "bias", tile.element)[first], columns.parts(table, room, tile.lanes)
         s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w", "out_step_w")}
-        for q in range(tile.rows // step):
-            channel, d, h = (f.load("i64", y_rows[(ir * (tile.rows // step) + q) * Y_ROW + i]) for i in range(Y_ROW))
+        for q, (channel, d, h) in enumerate(rows(f, tile, ir, y_rows)):
             with f.when(channel >= 0, name="y_row"):
                 offset, row = f.load(tile.element, bias[channel]), (d * s["out_h"] + h) * s["out_w"]
                 to = store.Destination(job, table, room, line, y[channel * s["y_channel"]], d, h, row)

@@ -1,4 +1,4 @@
-"""How the direct kernel takes a layer: which phases make one product, and which tile, chunk and reading suit it."""
+"""How the direct kernel takes a layer: which phases make one product, and which tile, chunk, block and reading suit it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel
 from upconv.kernels.columns import Line
-from upconv.kernels.geometry import Band, Read, band
+from upconv.kernels.geometry import Band, Read, band, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.spec import ConvSpec, Problem
 
@@ -207,9 +207,9 @@ def choose_way(problem: Problem, target: Target) -> Way:
     return min((way for way in _ways(problem, target, tile) if (way.panels, way.shared) == kind), key=lambda way: way.cycles)
 
 
-def typical_sums(problem: Problem, way_shared: bool) -> int:
+def typical_sums(problem: Problem, shared: bool) -> int:
     """How many sums the store adds up, for every size of the layer."""
-    return most_sums(phase_groups(band(_typical(problem)), True)) if way_shared else 1
+    return most_sums(phase_groups(band(_typical(problem)), True)) if shared else 1
 
 
 def fuses(problem: Problem, tile: Tile) -> bool:
@@ -225,3 +225,30 @@ def is_whole(shape: Band, shared: bool = False) -> bool:
     """Whether one group holds every phase, in order."""
     groups = phase_groups(shape, shared)
     return len(groups) == 1 and groups[0].phases == tuple(range(prod(axis.out_step for axis in shape.axes)))
+
+
+def band_channels(channels: int, halo_bytes: int, target: Target) -> int:
+    """Channels of the band at a time, so that the rows which taps reach over leave room in the second-level cache for more.
+
+    Measured: all 56 channels of 960 columns and 9 rows come from the third-level cache; 10 at a time halve the time.
+    """
+    most = max(1, int(target.l2 * 0.3 / max(halo_bytes, 1)))
+    return ceil(channels / ceil(channels / most))
+
+
+def choose_block(
+    length: int, tile: Tile, target: Target, threads: int, groups: int, right_row: int, scratch_row: int, halo: int
+) -> int:
+    """Columns a task takes: as many as the cache holds, fewer where threads would stand idle.
+
+    `right_row` and `scratch_row` are the bytes that one column needs in the panels (or the band) and in the scratch block.
+    """
+    most = min(target.l2 * 0.45 / max(right_row, 1) - halo, target.l2 * 0.4 / max(scratch_row, 1), 4096)
+    most = max(2 * tile.width, int(most) // tile.width * tile.width, halo // 2)
+    pieces = max(1, ceil(length / most))
+    if pieces * groups < 4 * threads:  # even out the threads' shares, in blocks that are worth their halo
+        least = max(4 * tile.width, 2 * halo)
+        pieces = max(pieces, min(ceil(4 * threads / groups), length // least, 4 * threads))
+    if pieces > 1 and groups < threads:
+        pieces = round_up(pieces, threads)
+    return max(tile.lanes, round_up(ceil(length / max(pieces, 1)), tile.lanes if length < 4 * tile.width else tile.width))

@@ -54,6 +54,12 @@ def emit_entry(name: str, slots: Slots, task: Callable[[Function, Value, Value, 
     return f
 
 
+def place_of(number: Value, s: dict[str, Value]) -> tuple[Value, Value, Value]:
+    """A task's block, its share of the chunks and its group of channels, by its number and the slots' values."""
+    block, rest = number % s["block_count"], number // s["block_count"]
+    return block, rest % s["splits"], rest // s["splits"]
+
+
 def shares(chunks: int, parts: int, threads: int, most: int) -> int:
     """Into how many shares to cut the chunks of each of `parts` equal parts: about `most` tasks a thread.
 

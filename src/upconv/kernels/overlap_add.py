@@ -285,8 +285,7 @@ def emit(problem: Problem, how: Blocking) -> str:
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
-        position, rest = number % s["block_count"], number // s["block_count"]
-        split, group = rest % s["splits"], rest // s["splits"]
+        position, split, group = jobs.place_of(number, s)
         image = position * s["images_a_block"]
         images = f.minimum(s["batch"] - image, s["images_a_block"])
         table, at = workspace, s["table_bytes"]

@@ -323,8 +323,7 @@ def emit(code: Code) -> str:
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
-        position, rest = number % s["block_count"], number // s["block_count"]
-        split, group = rest % s["splits"], rest // s["splits"]
+        position, split, group = jobs.place_of(number, s)
         low = position * s["block"]
         width = f.minimum(s["length"] - low, s["block"])
         vectors = (width + (tile.lanes - 1)) // tile.lanes

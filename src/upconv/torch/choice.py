@@ -59,7 +59,10 @@ def traced() -> bool:
 
 
 def undisturbed(x: Tensor) -> bool:
-    """Whether a call on a plain tensor is no one's business but the kernels': nothing records, watches or changes it."""
+    """Whether a call on a plain tensor is no one's business but the kernels': nothing records, watches or changes it.
+
+    A small layer's call is in a hurry here, so that what `traced` asks is asked without a call of it.
+    """
     return not (
         _recording()
         or _compiling()

@@ -50,7 +50,7 @@ class _Layer:
         y = None if last is None else last.again(input, weight, bias)
         if y is None:
             y = self.run(input, weight, bias, self.activation, None)
-            self.__dict__["_last"] = memory.last(input, weight, bias, self._asked(self.activation, None))
+            self.__dict__["_last"] = memory.last(input, weight, bias, self._asked())
         return y
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -115,15 +115,12 @@ class _Transposed(_Layer):
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         return self._forward(input, output_size)
 
-    def _asked(self, activation: Any, output_size: Any) -> tuple[Any, ...]:
+    def _asked(self) -> tuple[Any, ...]:
         shape = self.stride, self.padding, self.output_padding, self.dilation
-        return True, *shape, self.groups, output_size, self.padding_mode, activation
+        return True, *shape, self.groups, None, self.padding_mode, self.activation
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: Any) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
-        y = memory.again(input, weight, bias, self._asked(activation, output_size))
-        if y is not None:
-            return y
         return _TRANSPOSED[self.rank](
             input,
             weight,
@@ -189,14 +186,11 @@ class _Ordinary(_Layer):
     def forward(self, input: Tensor) -> Tensor:
         return self._forward(input, None)
 
-    def _asked(self, activation: Any, output_size: None) -> tuple[Any, ...]:
-        return False, self.stride, self.padding, 0, self.dilation, self.groups, None, self.padding_mode, activation
+    def _asked(self) -> tuple[Any, ...]:
+        return False, self.stride, self.padding, 0, self.dilation, self.groups, None, self.padding_mode, self.activation
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: None = None) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
-        y = memory.again(input, weight, bias, self._asked(activation, None))
-        if y is not None:
-            return y
         return _ORDINARY[self.rank](
             input,
             weight,
