@@ -17,7 +17,7 @@ from upconv.bench import cold, contest, machine, overhead, report, rivals, run, 
 from upconv.bench.machine import Machine
 from upconv.bench.report import Report
 from upconv.bench.timing import Times
-from upconv.codegen import threads
+from upconv.codegen import jit, threads
 from upconv.spec import ConvSpec, Problem, SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,15 @@ def test_the_machine_is_measured_within_reason() -> None:
     assert 1e8 < found.bytes < 1e12
     assert found.processor
     assert found.threads == 1
+
+
+def test_no_multiply_add_of_the_peak_is_folded_away(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    target = upconv.plan((1, 4, 6, 6), (4, 4, 3, 3)).target
+    monkeypatch.setenv("UPCONV_DEBUG", "asm")
+    jit.compile_object(machine._emit_multiply(target), target)
+    lines = capfd.readouterr().err.splitlines()
+    done = [line for line in lines if re.match(r"\s+(v?fmadd\w+ps|fmla|mulps|vmulps)\s", line)]
+    assert len(done) == machine.SUMS, done
 
 
 def test_the_copy_copies() -> None:

@@ -27,7 +27,7 @@ STEPS = 20_000  # of SUMS multiply-adds each, in a task
 COPIED = 64 << 20  # bytes read, and as many written: past the caches of one core
 LINE = 64
 
-_MULTIPLY = jobs.Slots(("out", "steps"))
+_MULTIPLY = jobs.Slots(("out", "start", "steps"))
 _COPY = jobs.Slots(("to", "from", "lines"))
 
 
@@ -94,21 +94,25 @@ def _aligned(array: NDArray[Any]) -> int:
 
 def _multiplier(target: Target, count: int) -> _Work:
     """Multiply-adds that wait for nothing; its amount is in flops."""
-    code = jit.get("peak", f"{SUMS} sums", ("entry",), lambda: _emit_multiply(target), target)
+    text = _emit_multiply(target)
+    code = jit.get("peak", text, ("entry",), lambda: text, target)
     tasks = 16 * count
-    out = memory.empty((tasks * LINE // 4,), np.float32)
-    work = _Work(_MULTIPLY, code, tasks, target, {"out": memory.address(out), "steps": STEPS})
-    work.arrays.append(out)
+    out, start = memory.empty((tasks * LINE // 4,), np.float32), np.arange(SUMS * target.lanes(4), dtype=np.float32)
+    values = {"out": memory.address(out), "start": memory.address(start), "steps": STEPS}
+    work = _Work(_MULTIPLY, code, tasks, target, values)
+    work.arrays += [out, start]
     work.threads, work.amount = count, 2.0 * target.lanes(4) * SUMS * STEPS * tasks
     return work
 
 
 def _emit_multiply(target: Target) -> str:
+    """The sums start from numbers that the compiler does not know: of known ones it folds those that stay as they are."""
     type_ = vector("float", target.lanes(4))
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         factor, term = f.splat(0.5, type_), f.splat(1.0, type_)
-        carry = Carry([f.splat(float(i), type_) for i in range(SUMS)])
+        start = _MULTIPLY.pointer(f, job, "start")
+        carry = Carry([f.load(type_, start[i * target.lanes(4)]) for i in range(SUMS)])
         with f.loop(0, _MULTIPLY.read(f, job, "steps"), name="step", carry=carry):
             carry.next = [f.fma(s, factor, term) for s in carry.values]
         total = carry.results[0]
@@ -121,7 +125,8 @@ def _emit_multiply(target: Target) -> str:
 
 def _copier(target: Target, count: int, streaming: bool) -> _Work:
     """Copies COPIED bytes; its amount is in bytes moved, each being read and written."""
-    code = jit.get("copy", f"streaming {streaming}", ("entry",), lambda: _emit_copy(target, streaming), target)
+    text = _emit_copy(target, streaming)
+    code = jit.get("copy", text, ("entry",), lambda: text, target)
     tasks = 16 * count
     lines = COPIED // LINE // tasks
     arrays = [np.ones(COPIED + LINE, np.uint8) for _ in range(2)]
