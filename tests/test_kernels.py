@@ -96,6 +96,31 @@ def edges(*sizes: int) -> list[int]:
     return sorted({n + d for n in sizes for d in (-1, 0, 1) if n + d > 0})
 
 
+MANY_TAPS: list[dict[str, Any]] = [
+    dict(size=(70,), kernel_size=16, stride=4, padding=3),
+    dict(size=(70,), kernel_size=64, stride=16, out_channels=1),
+    dict(size=(20, 31), kernel_size=5, padding=2),
+    dict(size=(20, 31), kernel_size=(7, 9), stride=(2, 1), padding=2),
+    dict(size=(20, 31), kernel_size=(8, 1), stride=(2, 1), padding=(3, 0), batch=2),
+    dict(size=(5, 9, 11), kernel_size=(3, 7, 4), stride=(1, 2, 2), padding=1, batch=2),
+    dict(size=(6, 9, 11), kernel_size=(2, 6, 5), stride=(2, 1, 1), padding=1, batch=2),
+]
+"""Four taps a phase and more, in one dimension or several."""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@pytest.mark.parametrize("layer", MANY_TAPS, ids=lambda layer: f"{layer['kernel_size']}".replace(" ", ""))
+@KERNELS
+def test_many_taps_a_phase(module: Any, layer: dict[str, Any], transposed: bool, level: str) -> None:
+    problem = runs.make(**{"in_channels": 12, "out_channels": 10, "transposed": transposed, **layer})
+    if not takes(module, problem, level):
+        pytest.skip(module.rejects(problem, runs.target_of(level)))
+    operands = runs.operands(problem)
+    got = runs.run_kernel(module, problem, operands, runs.target_of(level), min(2, runs.threads_allowed()))
+    np.testing.assert_array_equal(got, operands.expected)  # halves are exact: so is Winograd
+
+
 def width_of(how: Any) -> int:
     """Positions a tile takes at once (16 for a kernel without a register tile)."""
     return how.tile.width if hasattr(how, "tile") else 16

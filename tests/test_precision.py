@@ -19,6 +19,9 @@ LAYERS = {
     "k3s2 convolution, 2-D": (dict(transposed=False, kernel_size=3, stride=2, padding=1, rank=2), (40, 40), 128),
     "k3 stride 1, 2-D": (dict(transposed=False, kernel_size=3, padding=1, rank=2), (24, 24), 128),
     "k16s8, 1-D": (dict(transposed=True, kernel_size=16, stride=8, padding=4, rank=1), (96,), 256),
+    "k32s8, 1-D": (dict(transposed=True, kernel_size=32, stride=8, padding=12, rank=1), (96,), 256),
+    "k7 stride 1, 2-D": (dict(transposed=False, kernel_size=7, padding=3, rank=2), (24, 24), 128),
+    "k8s2, 2-D": (dict(transposed=True, kernel_size=8, stride=2, padding=3, rank=2), (20, 20), 128),
     "k4s2 convolution, 2-D": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (40, 40), 128),
     "k4s2 convolution, 2-D, deep": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (20, 20), 512),
 }

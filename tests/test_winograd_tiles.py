@@ -44,6 +44,22 @@ def test_kernel_3_at_stride_2_takes_49_products_for_nine_positions_of_four_phase
     assert [c.short for c in tiles.classes(spec)] == [(False, True), (False, False), (True, False), (True, True)]
 
 
+@pytest.mark.parametrize(
+    ("taps", "groups_of"), [(2, (2, 1)), (3, (3, 1)), (4, (2, 2)), (5, (3, 2)), (6, (3, 2)), (7, (2, 4)), (8, (2, 4)), (9, (3, 3))]
+)
+def test_more_taps_are_taken_in_groups_for_the_fewest_products(taps: int, groups_of: tuple[int, int]) -> None:
+    for transposed in (True, False):
+        way = tiles.ways_of(layer(transposed, 2 * taps, 2))[1]
+        assert way == tiles.Way(*groups_of)
+        assert taps <= way.total < taps + way.taps
+        others = [-(-taps // n) * 4 / tiles.OUTPUTS[n] for n in tiles.OUTPUTS]
+        assert way.groups * way.window / way.outputs == min(others)
+
+
+def test_too_many_taps_are_refused_with_the_reason() -> None:
+    assert tiles.ways_of(layer(True, 20, 2)) == "10 taps a phase from kernel 20, stride 2"
+
+
 def test_a_kernel_that_is_a_multiple_of_the_stride_has_one_class() -> None:
     assert [len(c.residues) for c in tiles.classes(layer(True, 4, 2))] == [4]
     assert tiles.live(layer(True, 4, 2), (0, 3)) == range(1)

@@ -76,7 +76,7 @@ def weave(f: Function, streams: list[Value]) -> list[Value]:
 
 def cycles(rows: float, step: int, lanes: int, whole: bool) -> float:
     """Estimated cycles of storing `rows` rows of one vector of columns each; `whole` where most go straight into y."""
-    squares = 2.5 * step * max(1.0, step / lanes)
+    squares = 2.5 * step * min(max(1.0, step / lanes), 2.0)
     return rows * (4.0 + squares + (0.0 if whole else 12.0 + step))
 
 

@@ -14,7 +14,7 @@ Networks, 2016, for the use on layers. Sharing the transform between phases is d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import ceil, prod
@@ -118,7 +118,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     phases, length = prod(out_steps), columns.count(problem.batch, lines(problem))
     tile = microkernel.best_tile(problem.dtype, target, m * phases)
     points = prod(way.window for way in ways)
-    depth = c * prod(in_steps) * ways[0].taps
+    depth = c * prod(in_steps) * prod(way.groups for way in ways)
     most = int(target.l2 * 0.35 / (points * depth * item)) // tile.width * tile.width
     most = min(max(most, 2 * tile.width), 512)
     pieces = max(1, ceil(length / most))
@@ -148,7 +148,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH)),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(round_up(block, tile.lanes), tile.lanes),
-        found_bytes=round_up(code.found_bytes(ways[0].taps * in_steps[0], round_up(block, tile.lanes)), 64),
+        found_bytes=round_up(code.found_bytes(depth // c // prod(in_steps[1:]), round_up(block, tile.lanes)), 64),
         line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
         m_bytes=round_up(points * m_point * item, 64), v_bytes=round_up(points * v_point * item, 64),
@@ -193,16 +193,21 @@ def _ways(problem: Problem) -> tuple[Way, Way, Way]:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-def _depth_taps(problem: Problem) -> list[tuple[int, Residue]]:
-    """What the depth of a GEMM goes over, besides channels: (outer tap, plane of x), the planes class by class."""
-    outer = range(_ways(problem)[0].taps)
+Group = tuple[int, int, int]
+"""A group of taps, in each dimension."""
+
+
+def _depth_taps(problem: Problem) -> list[tuple[Group, Residue]]:
+    """What the depth of a GEMM goes over, besides channels: (group of taps, plane of x), the planes class by class."""
+    d, h, w = (range(way.groups) for way in _ways(problem))
+    groups = list(product(d, h, w))
     if problem.spec.transposed:
-        return [(t, (0, 0, 0)) for t in outer]
-    return [(t, plane) for c in classes(problem.spec) for t in outer for plane in c.residues]
+        return [(group, (0, 0, 0)) for group in groups]
+    return [(group, plane) for c in classes(problem.spec) for group in groups for plane in c.residues]
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """U in the order the tiles read it: [group][point][chunk][block][outer tap and plane][channel][row]."""
+    """U in the order the tiles read it: [group][point][chunk][block][group of taps and plane][channel][row]."""
     spec, rows = problem.spec, how.tile.rows
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
@@ -214,12 +219,14 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
         phases.append(np.array(residues)[np.arange(blocks * rows) % len(residues)].reshape(blocks, rows, 3))
     channel, phase = np.concatenate(channels, axis=1), np.concatenate(phases)  # chunk block row; block row dimension
     depth = _depth_taps(problem)
-    outer, plane = np.array([t for t, _ in depth]), np.array([p for _, p in depth])
+    group, plane = np.array([g for g, _ in depth]), np.array([p for _, p in depth])
     place: Any = 0
     for i, way in enumerate(how.ways):  # axes: block, depth tap, window of h, window of w, row
-        tap = outer.reshape(1, -1, 1, 1, 1) if i == 0 else np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
+        tap = way.taps * group[:, i].reshape(1, -1, 1, 1, 1)
+        if i > 0:
+            tap = tap + np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
         if spec.transposed:  # later taps read earlier inputs
-            index = stride[i] * (way.taps - 1 - tap) + phase[:, None, None, None, :, i]
+            index = stride[i] * (way.total - 1 - tap) + phase[:, None, None, None, :, i]
         else:
             index = stride[i] * tap + plane[:, i].reshape(1, -1, 1, 1, 1)
         place = np.where((place >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
@@ -275,8 +282,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     """For each point, what is live there: first strip of rows, strips, first row of the depth, rows."""
     spec = problem.spec
-    c, outer = spec.in_channels // spec.groups, _ways(problem)[0].taps
-    sizes = how.tile_blocks if spec.transposed else tuple(len(k.residues) * outer * c for k in classes(spec))
+    c, groups = spec.in_channels // spec.groups, prod(way.groups for way in _ways(problem))
+    sizes = how.tile_blocks if spec.transposed else tuple(len(k.residues) * groups * c for k in classes(spec))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
     for point in _points(problem):
@@ -298,23 +305,29 @@ def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
 
 
 def _plane_rows(problem: Problem) -> NDArray[np.int64]:
-    """For each outer tap and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
+    """For each group of taps and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
     _, (pd, ph, pw) = steps(problem.spec)
     number = {tap: i for i, tap in enumerate(_depth_taps(problem))}
-    outer = product(range(_ways(problem)[0].taps), range(pd), range(ph), range(pw))
-    return np.array([number[t, (d, h, w)] for t, d, h, w in outer], np.int64)
+    gd, gh, gw = (range(way.groups) for way in _ways(problem))
+    outer = product(gd, range(pd), gh, gw, range(ph), range(pw))
+    return np.array([number[(td, th, tw), (d, h, w)] for td, d, th, tw, h, w in outer], np.int64)
 
 
 def _reads(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first element of the window of each outer tap and plane, every element of it), as `panel` reads."""
+    """(first element of the window of each group of taps and outer plane, every element of it), as `panel` reads."""
     (_, d), (line_h, h), (line_w, w) = windows(problem)
+    ways = _ways(problem)
 
     def at(ed: int, eh: int, ew: int) -> tuple[int, ...]:
         return ed, eh, ew, (ed * line_h.size + eh) * line_w.size + ew
 
-    outer = range(d.origin, d.origin + d.reach)
-    every = product(outer, range(h.origin, h.origin + h.reach), range(w.origin, w.origin + w.reach))
-    return np.array([at(e, h.origin, w.origin) for e in outer], np.int64), np.array([at(*e) for e in every], np.int64)
+    outer_h, outer_w = (
+        range(window.origin, window.origin + window.step * way.groups, window.step)
+        for window, way in zip((h, w), ways[1:], strict=True)
+    )
+    outer = list(product(range(d.origin, d.origin + d.reach * ways[0].groups), outer_h, outer_w))
+    every = [at(e, eh + i, ew + j) for e, eh, ew in outer for i, j in product(range(h.reach), range(w.reach))]
+    return np.array([at(*e) for e in outer], np.int64), np.array(every, np.int64)
 
 
 # -- code --------------------------------------------------------------------------------------------------------------
@@ -328,12 +341,12 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 
 def _code(problem: Problem, tile: Tile) -> winograd_code.Code:
-    ways = _ways(problem)
+    d, h, w = (replace(way, groups=1) for way in _ways(problem))  # groups are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem)[2].out_step
     uneven = problem.spec.transposed and len(classes(problem.spec)) > 1
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
-    return winograd_code.Code(tile, ways, (ph, pw), uneven, finish)
+    return winograd_code.Code(tile, (d, h, w), (ph, pw), uneven, finish)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:

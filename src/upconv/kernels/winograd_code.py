@@ -113,7 +113,7 @@ def _transform(f: Function, values: dict[tuple[int, int], Value], matrices: tupl
 def _emit_windows(code: Code) -> Function:
     """`windows(job, table, room, found, vectors)`: which vectors of tiles lie within x, and masks for those that do not.
 
-    Masks are [outer tap][row of the window][tile][column of the window].
+    Masks are [outer][row of the window][tile][column of the window].
     """
     f = Function(
         "windows",
@@ -125,8 +125,8 @@ def _emit_windows(code: Code) -> Function:
     p = columns.parts(table, room, lanes)
     s = {name: SLOTS.read(f, job, name) for name in ("outer_count", "size_d", "size_h", "size_w")}
     outer = SLOTS.pointer(f, job, "outer", "i64")
-    first = tuple(f.load("i64", outer[i]) for i in range(3))
-    last = (f.load("i64", outer[(s["outer_count"] - 1) * panel.READ]), first[1] + (reach_h - 1), first[2] + (reach_w - 1))
+    first, final = (tuple(f.load("i64", outer[at * panel.READ + i]) for i in range(3)) for at in (f.value(0), s["outer_count"] - 1))
+    last = (final[0], final[1] + (reach_h - 1), final[2] + (reach_w - 1))
     with f.loop(0, vectors, name="v") as v:
         low, high = (columns.inside(f, s, p, v * lanes, lanes, (e[0], e[1], e[2])) for e in (first, last))
         interior = f.select(columns.full(f, f._op("and", low, high), lanes), 1, 0)
@@ -135,11 +135,11 @@ def _emit_windows(code: Code) -> Function:
     along = Value(f, "<" + ", ".join(f"i32 {i}" for i in range(reach_w)) + ">", type_)
     size_w = f.splat(f.truncated(s["size_w"]), type_)
     with f.loop(0, s["outer_count"], name="outer") as o, f.loop(0, reach_h, name="row") as e:
-        ed = f.load("i64", outer[o * panel.READ])
+        ed, eh, ew = (f.load("i64", outer[o * panel.READ + i]) for i in range(3))
         with f.loop(0, vectors * lanes, name="tile") as t:
             d, h, w = (f.load(i32, part[t]) for part in (p.d, p.h, p.w))
             d = f._op("add", d, f.truncated(ed))
-            h, w = f._op("add", h, f.truncated(first[1] + e)), f._op("add", w, f.truncated(first[2]))
+            h, w = f._op("add", h, f.truncated(eh + e)), f._op("add", w, f.truncated(ew))
             there = f._op(
                 "and",
                 f.compare("ult", d, f.truncated(s["size_d"])),
@@ -179,7 +179,7 @@ def _transpose(f: Function, tiles: list[Value]) -> list[Value]:
 def _emit_input(code: Code) -> Function:
     """`input(job, table, room, found, vectors, x, v, line)`: the windows of a block's tiles, all channels, into V.
 
-    V is [point][panel][outer tap][channel][plane][tile].
+    V is [point][panel][outer][channel][plane][tile].
     """
     pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")]
     f = Function("input", [*pointers, ("x", "ptr"), ("v", "ptr"), ("line", "ptr")], attributes="internal noinline nounwind")

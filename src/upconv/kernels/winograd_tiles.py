@@ -27,12 +27,20 @@ WEIGHT = {
 }
 
 
+MOST_TAPS = 9
+"""Taps a phase; more are for other kernels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How one dimension is taken: `taps` a phase (2 or 3: transformed; 1 or, outermost, any: plain)."""
+    """How one dimension is taken: `groups` of `taps` neighbouring taps, 2 or 3 transformed together, or 1 left plain."""
 
     taps: int
-    transformed: bool
+    groups: int
+
+    @property
+    def transformed(self) -> bool:
+        return self.taps > 1
 
     @property
     def outputs(self) -> int:
@@ -42,8 +50,13 @@ class Way:
     def window(self) -> int:
         return WINDOW if self.transformed else 1
 
+    @property
+    def total(self) -> int:
+        """Taps a phase, those included that fill up the last group."""
+        return self.taps * self.groups
 
-PLAIN = Way(1, False)
+
+PLAIN = Way(1, 1)
 
 
 def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
@@ -54,10 +67,10 @@ def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
         inner = d >= spec.rank - 2
         if l != 1 and k != 1:
             return f"dilation {l}"
-        if inner and taps in OUTPUTS:
-            ways.append(Way(taps, True))
+        if inner and 1 < taps <= MOST_TAPS:
+            ways.append(_grouped(taps))
         elif (taps == 1 and k == s) or (not inner and s == 1) or k == s == 1:
-            ways.append(Way(taps, False))
+            ways.append(Way(1, taps))
         else:
             return f"{taps} taps a phase from kernel {k}, stride {s}"
     if not any(way.transformed for way in ways):
@@ -65,12 +78,19 @@ def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
     return ways[0], ways[1], ways[2]
 
 
+def _grouped(taps: int) -> Way:
+    """Groups of two or of three taps: what needs fewer products an output, and fewer groups."""
+    ways = [Way(size, ceil(taps / size)) for size in OUTPUTS]
+    return min(ways, key=lambda way: (way.groups * way.window / way.outputs, way.groups))
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One dimension's reads: the first, and how many follow one another (all outer taps, where it is not transformed)."""
+    """One dimension's reads: the first, the elements that a group of taps spans, and the steps between groups."""
 
     origin: int
     reach: int
+    step: int
 
 
 @lru_cache(maxsize=512)
@@ -78,7 +98,7 @@ def windows(problem: Problem) -> tuple[tuple[Line, Window], ...]:
     """Each dimension: its tiles as columns (`columns.Line`), and the window that a tile reads."""
     spec, ways = problem.spec, ways_of(problem.spec)
     assert not isinstance(ways, str)
-    found = [(LINE_OF_ONE, Window(0, 1))] * (3 - spec.rank)
+    found = [(LINE_OF_ONE, Window(0, 1, 1))] * (3 - spec.rank)
     for d, way in enumerate(ways[3 - spec.rank :]):
         size, out_size = problem.input_size[d], problem.output_size[d]
         s, (before, _), f = spec.stride[d], spec.padding[d], way.outputs
@@ -86,10 +106,10 @@ def windows(problem: Problem) -> tuple[tuple[Line, Window], ...]:
             low = before // s
             crop = before - s * low
             positions = ((out_size - 1 + crop) // s + f) // f
-            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.taps - 1), 1
+            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.total - 1), 1
         else:
             line, origin, planes = Line(size, out_size, s * f, f, 0, -(-out_size // f)), -before, s
-        found.append((line, Window(origin, planes * (way.window if way.transformed else way.taps))))
+        found.append((line, Window(origin, planes * way.window, planes * way.taps)))
     return tuple(found)
 
 
@@ -131,9 +151,14 @@ def classes(spec: ConvSpec) -> tuple[Class, ...]:
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     found: dict[tuple[bool, bool], list[Residue]] = {key: [] for key in _ORDER}
     for residue in product(*(range(s) for s in stride)):
-        h, w = (ways[i].transformed and residue[i] + stride[i] * (ways[i].taps - 1) >= kernel[i] for i in (1, 2))
+        h, w = (_short(way, s, k, r) for way, s, k, r in zip(ways[1:], stride[1:], kernel[1:], residue[1:], strict=True))
         found[h, w].append((residue[0], residue[1], residue[2]))
     return tuple(Class(key, tuple(residues)) for key, residues in found.items() if residues)
+
+
+def _short(way: Way, stride: int, kernel: int, residue: int) -> bool:
+    """Whether a residue lacks a tap whose absence leaves a point empty: the one group's last."""
+    return way.transformed and way.groups == 1 and residue + stride * (way.taps - 1) >= kernel
 
 
 def live(spec: ConvSpec, point: tuple[int, int]) -> range:
