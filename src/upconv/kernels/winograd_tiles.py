@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 
@@ -78,6 +78,24 @@ def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
     return ways[0], ways[1], ways[2]
 
 
+def ways_taken(spec: ConvSpec) -> tuple[Way, Way, Way]:
+    """How each dimension of a layer that is for Winograd is taken."""
+    ways = ways_of(spec)
+    assert not isinstance(ways, str)
+    return ways
+
+
+def points_of(spec: ConvSpec) -> list[tuple[int, int]]:
+    """The points of the two inner dimensions."""
+    _, h, w = ways_taken(spec)
+    return list(product(range(h.window), range(w.window)))
+
+
+def depth_of(spec: ConvSpec) -> int:
+    """Products that are summed for one row, column and point: channels, planes of x and groups of taps."""
+    return spec.in_channels // spec.groups * prod(steps(spec)[1]) * prod(way.groups for way in ways_taken(spec))
+
+
 def _grouped(taps: int) -> Way:
     """Groups of two or of three taps: what needs fewer products an output, and fewer groups."""
     ways = [Way(size, ceil(taps / size)) for size in OUTPUTS]
@@ -96,8 +114,7 @@ class Window:
 @lru_cache(maxsize=512)
 def windows(problem: Problem) -> tuple[tuple[Line, Window], ...]:
     """Each dimension: its tiles as columns (`columns.Line`), and the window that a tile reads."""
-    spec, ways = problem.spec, ways_of(problem.spec)
-    assert not isinstance(ways, str)
+    spec, ways = problem.spec, ways_taken(problem.spec)
     found = [(LINE_OF_ONE, Window(0, 1, 1))] * (3 - spec.rank)
     for d, way in enumerate(ways[3 - spec.rank :]):
         size, out_size = problem.input_size[d], problem.output_size[d]
@@ -146,14 +163,18 @@ _ORDER = ((False, True), (False, False), (True, False), (True, True))
 @lru_cache(maxsize=512)
 def classes(spec: ConvSpec) -> tuple[Class, ...]:
     """Phases of a transposed layer, planes of a convolution, by the taps they lack."""
-    ways = ways_of(spec)
-    assert not isinstance(ways, str)
+    ways = ways_taken(spec)
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     found: dict[tuple[bool, bool], list[Residue]] = {key: [] for key in _ORDER}
     for residue in product(*(range(s) for s in stride)):
         h, w = (_short(way, s, k, r) for way, s, k, r in zip(ways[1:], stride[1:], kernel[1:], residue[1:], strict=True))
         found[h, w].append((residue[0], residue[1], residue[2]))
     return tuple(Class(key, tuple(residues)) for key, residues in found.items() if residues)
+
+
+def phases_of(spec: ConvSpec) -> list[tuple[Residue, ...]]:
+    """The phases of the output, class by class; a convolution has one."""
+    return [c.residues for c in classes(spec)] if spec.transposed else [((0, 0, 0),)]
 
 
 def _short(way: Way, stride: int, kernel: int, residue: int) -> bool:

@@ -1,0 +1,195 @@
+"""Sizes of the Winograd kernel's loops: the register tile, tiles a block, output channels a chunk, and how tasks share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, prod
+
+from upconv.codegen.target import Target
+from upconv.kernels import columns, microkernel, store, winograd_code
+from upconv.kernels.geometry import round_up
+from upconv.kernels.microkernel import ELEMENTS, Tile
+from upconv.kernels.winograd_tiles import Way, classes, depth_of, lines, live, phases_of, points_of, steps, ways_taken
+from upconv.spec import ConvSpec, Problem
+
+DEPTH = 1024
+"""Products that are added up at a time: longer sums round more than the direct kernel's, which come in parts as well. Parts
+short enough for the first-level cache (330) cost a tenth of the time of layers with 512 channels and more. Measured."""
+
+
+TRANSFORM = 5.0
+"""Cycles that one vector of inputs takes a point, from x to V. Measured."""
+
+SPILT = 0.02
+"""What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops. `block` counts tiles."""
+
+    tile: Tile
+    ways: tuple[Way, Way, Way]
+    chunk: int
+    chunks: int
+    tile_blocks: tuple[int, ...]
+    block: int
+    block_count: int
+    splits: int
+    depth: int
+    depth_part: int
+    v_point: int
+    m_pitch: int
+    m_point: int
+    table_bytes: int
+    found_bytes: int
+    line_bytes: int
+    lines_bytes: int
+    m_bytes: int
+    v_bytes: int
+
+    @property
+    def workspace_bytes(self) -> int:
+        parts = (self.table_bytes, self.found_bytes, self.line_bytes, self.lines_bytes, self.m_bytes, self.v_bytes)
+        return sum(parts) + 256
+
+    @property
+    def points(self) -> int:
+        return prod(way.window for way in self.ways)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a chunk, all classes of phases one behind the other, each filled up to whole tiles."""
+        return sum(self.tile_blocks) * self.tile.rows
+
+    @property
+    def room(self) -> int:
+        """Tiles that a task's table has room for."""
+        return round_up(self.block, self.tile.lanes)
+
+
+@lru_cache(maxsize=512)
+def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+    """Tiles a block as the second-level cache holds their transforms; output channels in chunks beside them.
+
+    Tile and chunk depend on the number of tiles only where there are very few: packed weights and code depend on them.
+    """
+    spec = problem.spec
+    m, groups, length = spec.out_channels // spec.groups, spec.groups, columns.count(problem.batch, lines(problem))
+    tile, chunk, most = _tile(problem, target)
+    pieces = max(1, ceil(length / most))
+    if pieces * groups < 4 * threads and length >= 4 * tile.width:
+        pieces = max(pieces, min(ceil(4 * threads / groups), length // (2 * tile.width)))
+    if pieces > 1 and groups < threads:
+        pieces = round_up(pieces, threads)
+    block = round_up(ceil(length / pieces), tile.lanes if length < 4 * tile.width else tile.width)
+    parts = max(1, ceil(length / block)) * groups
+    if parts < 2 * threads and chunk >= m > 1:
+        chunk = _choose_chunk(problem, tile, ceil(m / threads))
+    return sized(problem, tile, chunk, block, _splits(problem, tile, chunk, parts, threads))
+
+
+def _tile(problem: Problem, target: Target) -> tuple[Tile, int, int]:
+    """(the register tile, output channels a chunk, tiles a block at most) for the fewest cycles, padding included."""
+    spec, item = problem.spec, problem.itemsize
+    m, phases = spec.out_channels // spec.groups, prod(steps(spec)[0])
+    points, depth = len(points_of(spec)), depth_of(spec)
+    offers: list[tuple[float, int, tuple[Tile, int, int]]] = []
+    for tile in microkernel.tiles(ELEMENTS[problem.dtype], target):
+        if tile.vectors == 1:
+            continue
+        most = int(target.l2 * 0.35 / (points * depth * item)) // tile.width * tile.width
+        most = min(max(most, 2 * tile.width), 512)
+        room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
+        chunk = _choose_chunk(problem, tile, min(m, max(room, ceil(tile.rows / phases))))
+        cycles = ceil(m / chunk) * rows_done(problem, _tile_blocks(spec, chunk, tile), tile) * microkernel.step_cycles(tile)
+        spilt = max(0.0, points * depth * most * item / target.l2 - 1.0)
+        offers.append((cycles / (tile.rows * tile.width) * (1 + SPILT * spilt), len(offers), (tile, chunk, most)))
+    return min(offers)[2]
+
+
+def _splits(problem: Problem, tile: Tile, chunk: int, parts: int, threads: int) -> int:
+    """Into how many shares to cut the chunks of each of `parts` equal parts, each of which transforms its input anew.
+
+    The busiest thread is to be done first; tasks that are fewer than three a thread leave none for it to give away where
+    another is held up: one a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
+    """
+    spec = problem.spec
+    chunks = ceil(spec.out_channels // spec.groups / chunk)
+    gemm = (
+        chunks
+        * rows_done(problem, _tile_blocks(spec, chunk, tile), tile)
+        * microkernel.step_cycles(tile)
+        / tile.rows
+        / tile.vectors
+    )
+    transform = TRANSFORM * len(points_of(spec)) / gemm  # of one part's input, beside its products
+
+    def time(splits: int) -> float:
+        tasks = parts * splits
+        alone = 0.12 * max(0.0, 1.5 - tasks / threads / 2)
+        return ceil(tasks / threads) * (ceil(chunks / splits) / chunks + transform) * (1 + alone)
+
+    offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, max(1, min(chunks, 8 * threads // parts)) + 1)}
+    return min(sorted(offers), key=time) if threads > 1 else 1
+
+
+def sized(problem: Problem, tile: Tile, chunk: int, block: int, splits: int) -> Blocking:
+    """The blocking of a chosen tile, output channels a chunk, tiles a block and shares of a block's chunks."""
+    spec, item, ways = problem.spec, problem.itemsize, ways_taken(problem.spec)
+    c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
+    depth, points = depth_of(spec), len(points_of(spec))
+    block_count, chunks = max(1, ceil(columns.count(problem.batch, lines(problem)) / block)), ceil(m / chunk)
+    tile_blocks = _tile_blocks(spec, chunk, tile)
+    rows = sum(tile_blocks) * tile.rows
+    panels = ceil(block / tile.width)
+    v_point = panels * depth * tile.width + 16
+    m_pitch = round_up(block, 16) + 16 * (round_up(block, 16) // 16 % 2 == 0)
+    m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
+    code = code_of(problem, tile)
+    out_step = lines(problem)[2].out_step
+    return Blocking(
+        tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block, block_count=block_count,
+        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH)),
+        v_point=v_point, m_pitch=m_pitch, m_point=m_point,
+        table_bytes=columns.table_bytes(round_up(block, tile.lanes), tile.lanes),
+        found_bytes=round_up(code.found_bytes(depth // c // prod(in_steps[1:]), round_up(block, tile.lanes)), 64),
+        line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
+        lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
+        m_bytes=round_up(points * m_point * item, 64), v_bytes=round_up(points * v_point * item, 64),
+    )  # fmt: skip
+
+
+def rows_done(problem: Problem, tile_blocks: tuple[int, ...], tile: Tile) -> int:
+    """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles."""
+    spec = problem.spec
+    if not spec.transposed:
+        return len(points_of(spec)) * sum(tile_blocks) * tile.rows
+    return sum(tile_blocks[i] * tile.rows for point in points_of(spec) for i in live(spec, point))
+
+
+def _tile_blocks(spec: ConvSpec, chunk: int, tile: Tile) -> tuple[int, ...]:
+    """Strips of a chunk's rows, class by class."""
+    return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(spec))
+
+
+def _choose_chunk(problem: Problem, tile: Tile, most: int) -> int:
+    """Output channels at a time, at most so many, for the least padding of tiles; larger chunks where little speaks for less."""
+    spec = problem.spec
+
+    def cost(chunk: int) -> float:
+        rows = rows_done(problem, _tile_blocks(spec, chunk, tile), tile)
+        return ceil(spec.out_channels // spec.groups / chunk) * (rows + 0.02 * most)
+
+    return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
+
+
+def code_of(problem: Problem, tile: Tile) -> winograd_code.Code:
+    """What of a problem changes the code."""
+    d, h, w = (replace(way, groups=1) for way in ways_taken(problem.spec))  # groups are numbers of the job
+    _, (_, ph, pw) = steps(problem.spec)
+    out_step = lines(problem)[2].out_step
+    uneven = problem.spec.transposed and len(classes(problem.spec)) > 1
+    finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
+    return winograd_code.Code(tile, (d, h, w), (ph, pw), uneven, finish)
