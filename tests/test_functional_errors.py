@@ -157,6 +157,23 @@ def test_out_is_returned_and_filled() -> None:
     np.testing.assert_array_equal(unbatched, out[0])
 
 
+def test_a_call_that_is_known_looks_at_out_all_the_same() -> None:
+    out = np.empty((2, 3, 8, 8), np.float32)
+    for _ in range(2):
+        assert upconv.conv_transpose(X, W, out=out) is out
+    assert spec_error(lambda: upconv.conv_transpose(X, W, out=ones(2, 3, 8, 9))).startswith("out has shape (2, 3, 8, 9)")
+    assert spec_error(lambda: upconv.conv_transpose(X, W, out=ones(2, 3, 8, 16)[..., ::2])).startswith("out must be C-contig")
+    memory = ones(2 * 4 * 64)
+    x, over = memory[:128].reshape(1, 2, 8, 8), memory[64:192].reshape(1, 2, 8, 8)
+    upconv.conv_transpose(x, ones(2, 2, 3, 3), padding=1)
+    assert spec_error(lambda: upconv.conv_transpose(x, ones(2, 2, 3, 3), padding=1, out=over)).startswith("out overlaps x")
+    with pytest.raises(TypeError, match="out is a list"):
+        upconv.conv_transpose(X, W, out=[])
+    frozen = out.copy()
+    frozen.flags.writeable = False
+    assert spec_error(lambda: upconv.conv_transpose(X, W, out=frozen)).startswith("out must be C-contiguous, aligned and writ")
+
+
 class Tagged(np.ndarray):
     """A subclass, whose type must not leak into results."""
 

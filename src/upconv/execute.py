@@ -386,9 +386,11 @@ class Ready:
         self.dtype = np.dtype(prepared.plan.problem.dtype)
         self._empty = np.empty if prod(shape) * self.dtype.itemsize < memory.SMALL else memory.empty
 
-    def __call__(self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None) -> NDArray[Any]:
+    def __call__(
+        self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         """The result, for C-contiguous arrays of the shapes and dtype that were checked."""
-        y = self._empty(self.shape, self.dtype)
+        y = self._empty(self.shape, self.dtype) if out is None else out
         self._prepared(x, weight, bias, y)
         return y
 

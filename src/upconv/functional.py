@@ -102,15 +102,18 @@ def _plain(array: Any) -> bool:
     return bool(flags.c_contiguous and flags.aligned)
 
 
-def _again(key: Any, x: Any, weight: Any, bias: Any) -> NDArray[Any] | None:
-    """The result of a call whose like has been checked before, or None."""
+def _again(key: Any, x: Any, weight: Any, bias: Any, out: Any = None) -> NDArray[Any] | None:
+    """The result of a call whose like has been checked before, or None. Only `out`, which may be any, is checked again."""
     try:
         known = _ready.get(key)
     except TypeError:  # a list among the arguments
         return None
     if known is None or not (_plain(x) and _plain(weight) and (bias is None or _plain(bias))):
         return None
-    return known(x, weight, bias)
+    if out is None:
+        return known(x, weight, bias)
+    _check_out(out, known.shape, known.dtype, (x, weight, bias))
+    return known(x, weight, bias, out)
 
 
 def _key(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
@@ -144,10 +147,10 @@ def _run(
     if out is not None:
         _check_out(out, result_shape, x.dtype, (x, weight, bias))
     y = execute.forward(spec, batched, weight, bias, None if out is None else out.reshape(shape))
-    if out is not None:
-        return out  # type: ignore[no-any-return]
     if key is not None and key[1] == x.dtype:
         _remember(key, execute.ready(spec, batched.shape, x.dtype.name, result_shape))
+    if out is not None:
+        return out  # type: ignore[no-any-return]
     return y if batched is x else y[0]
 
 
@@ -192,13 +195,11 @@ def conv_transpose(
     Raises SpecError (a ValueError) for sizes and arguments that do not fit, TypeError for a dtype other than float32
     and float64 or a mix of the two.
     """
-    key = None
-    if out is None:
-        layer = (True, _rank, stride, padding, output_padding, groups, dilation, output_size, padding_mode, activation)
-        key = _key(x, weight, bias, layer)
-        known = _again(key, x, weight, bias)
-        if known is not None:
-            return known
+    layer = (True, _rank, stride, padding, output_padding, groups, dilation, output_size, padding_mode, activation)
+    key = _key(x, weight, bias, layer)
+    known = _again(key, x, weight, bias, out)
+    if known is not None:
+        return known
     xa, wa, ba, rank = _operands(x, weight, bias, _rank)
     if isinstance(groups, int) and groups >= 1:
         spec_out = wa.shape[1] * groups
@@ -244,12 +245,10 @@ def conv(
     `weight` is (out_channels, in_channels // groups, *kernel). The other arguments, and the errors raised, are those of
     `conv_transpose`; "same" needs stride 1.
     """
-    key = None
-    if out is None:
-        key = _key(x, weight, bias, (False, _rank, stride, padding, groups, dilation, padding_mode, activation))
-        known = _again(key, x, weight, bias)
-        if known is not None:
-            return known
+    key = _key(x, weight, bias, (False, _rank, stride, padding, groups, dilation, padding_mode, activation))
+    known = _again(key, x, weight, bias, out)
+    if known is not None:
+        return known
     xa, wa, ba, rank = _operands(x, weight, bias, _rank)
     spec = ConvSpec.make(
         transposed=False,

@@ -25,12 +25,12 @@ SLOTS = (
 )  # fmt: skip
 NOWHERE = -(1 << 30)
 """The coordinate of a column that is none: every read of it is outside."""
-VECTOR = 5
+VECTOR = 6
 """Numbers a vector: are its columns neighbours; place of its outputs in y, or -1 where they are not whole; first run, last
-run + 1; a reader's own."""
+run + 1; a reader's own; how many whole vectors, itself among them, follow one another in y from here on."""
 RUN = 6
 """Numbers a run: first column in its vector, place in y, d and h there, first and end of the outputs that are in the row."""
-NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, READER = range(VECTOR)
+NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, READER, WHOLE = range(VECTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,7 @@ def emit_place(lanes: int, slots: Slots, reads: bool = True) -> Function:
         od, oh = d * s["out_step_d"] - s["crop_d"], h * s["out_step_h"] - s["crop_h"]
         out = n * s["y_image"] + (od * s["out_h"] + oh) * s["out_w"]
         found.next = [_emit_runs(f, p, s, lanes, found.values[0], start - low, from_w, to_w, od, oh, out)]
+    _emit_whole(f, p, (high - low + (lanes - 1)) // lanes, s["out_step_w"] * lanes)
     end = (high - low + (lanes - 1)) // lanes * lanes if reads else high - low
     with f.loop(high - low, end, name="nowhere") as column:
         f.store(f.value(0), p.places[column])
@@ -177,6 +178,18 @@ def _emit_runs(
         f.store(number + 1, vector_[LAST_RUN])
         over.next = [number + 1, stop]
     return over.results[0]
+
+
+def _emit_whole(f: Function, p: Parts, vectors: Value, size: Value) -> None:
+    """Counts, from the last vector back, the whole vectors that follow one another; each has `size` outputs."""
+    later = Carry([f.value(-1), f.value(0)])
+    with f.loop(0, vectors, name="back", carry=later) as i:
+        v = vectors - 1 - i
+        out = p.vector(f, v, OUT)
+        following = (out + size).equals(later.values[0])
+        whole = f.select(out >= 0, f.select(following, later.values[1], 0) + 1, 0)
+        f.store(whole, p.vectors[v * VECTOR + WHOLE])
+        later.next = [out, whole]
 
 
 def inside(f: Function, s: dict[str, Value], p: Parts, column: Value, lanes: int, e: tuple[Value, Value, Value]) -> Value:

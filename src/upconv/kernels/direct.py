@@ -216,11 +216,11 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     phase_rows[:, 1:, 0] = zero_row = sum(how.tile_blocks) * how.tile.rows  # behind the others, of zeros
     weight_at = first_row = 0
     for group, blocks in zip(groups, how.tile_blocks, strict=True):
-        runs = list(_tap_runs([number_of[read] for read in group.reads], how, c))
+        places = [number_of[read] if how.panels else _place(read, how) for read in group.reads]
+        runs = list(_tap_runs(places, how, c))
         group_rows.append((len(runs), len(taps), blocks, weight_at, first_row, len(group.reads)))
         for first, length in runs:
-            read = group.reads[first]
-            place = number_of[read] * how.channels_a_pack * how.right_pitch if how.panels else _place(read, how)
+            place = places[first] * (how.channels_a_pack * how.right_pitch if how.panels else 1)
             taps.append((place, first * how.channels_a_pack * how.tile.rows, length))
         for i, phase in enumerate(group.phases):
             phase_rows[phase, filled[phase]] = (first_row + i, len(group.phases))
@@ -247,7 +247,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "columns_a_store": how.columns_a_store, "zero_row": zero_row, "fused": int(_fused(problem, how)),
         "y_rows_a_chunk": sum(how.tile_blocks) * how.tile.rows // w.out_step,
         "chunks": how.chunks, "chunk": how.chunk, "channels_out": m,
-        "left": how.left, "right": how.right, "right_pitch": how.right_pitch, "weight_group": weight_at,
+        "left": how.left, "right": how.right, "right_pitch": 1 if c == 1 else how.right_pitch, "weight_group": weight_at,
         "x_group": c * image_in, "scratch_pitch": how.scratch_pitch, "table_bytes": how.table_bytes,
         "found_bytes": how.found_bytes, "scratch_bytes": how.scratch_bytes, "line_bytes": how.line_bytes,
         "workspace_bytes": how.workspace_bytes,
@@ -279,12 +279,15 @@ def _y_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     return np.stack([np.where(used, channel, -1), phase // h, phase % h], axis=-1)
 
 
-def _tap_runs(numbers: list[int], how: Blocking, channels: int) -> Iterator[tuple[int, int]]:
-    """(first tap, taps) of a group's reads that stand one behind the other in a panel, which are one long tap to a tile."""
-    joined = how.panels and channels % how.channels_a_pack == 0
+def _tap_runs(places: list[int], how: Blocking, channels: int) -> Iterator[tuple[int, int]]:
+    """(first tap, taps) of a group's reads that are one long tap to a tile: their places follow one another.
+
+    In panels they follow as channels do; in a band of one channel they are what a tile steps over in place of channels.
+    """
+    joined = channels % how.channels_a_pack == 0 if how.panels else channels == 1
     first = 0
-    for t in range(1, len(numbers) + 1):
-        if t == len(numbers) or not joined or numbers[t] != numbers[t - 1] + 1:
+    for t in range(1, len(places) + 1):
+        if t == len(places) or not joined or places[t] != places[t - 1] + 1:
             yield first, t - first
             first = t
 

@@ -159,17 +159,27 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
         line, y = line.of(tile.element), y.of(tile.element)
         bias, p = SLOTS.pointer(f, job, "bias", tile.element)[first], columns.parts(table, room, tile.lanes)
         s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w", "out_step_w")}
+        out, whole = p.vector(f, v, columns.OUT), p.vector(f, v, columns.WHOLE) >= tile.vectors
         for q, (channel, d, h) in enumerate(rows(f, tile, ir, y_rows)):
+
+            def stream(i: int, q: int = q) -> store.Streams:
+                def phase(a: Int) -> Value:
+                    assert isinstance(a, int)
+                    return sums[(q * step + a) * tile.vectors + i]
+
+                return phase
+
             with f.when(channel >= 0, name="y_row"):
                 offset, row = f.load(tile.element, bias[channel]), (d * s["out_h"] + h) * s["out_w"]
-                to = store.Destination(job, table, room, line, y[channel * s["y_channel"]], d, h, row)
-                for i in range(tile.vectors):
-
-                    def stream(a: Int, q: int = q, i: int = i) -> Value:
-                        assert isinstance(a, int)
-                        return sums[(q * step + a) * tile.vectors + i]
-
-                    store.emit_vector(f, writer, to, p, v + i, stream, offset, s["out_step_w"])
+                plane = y[channel * s["y_channel"]]
+                with f.when(whole, name="whole"):
+                    for i in range(tile.vectors):
+                        at = plane[row + out + i * tile.lanes * step]
+                        store.emit_weave(f, writer.store, stream(i), offset, s["out_step_w"], at)
+                with f.otherwise(whole, name="mixed"):
+                    to = store.Destination(job, table, room, line, plane, d, h, row)
+                    for i in range(tile.vectors):
+                        store.emit_vector(f, writer, to, p, v + i, stream(i), offset, s["out_step_w"])
 
     return microkernel.Finish("fused", arguments, ask, emit_rows)
 

@@ -42,7 +42,7 @@ def phase_groups(shape: Band, shared: bool = False) -> tuple[PhaseGroup, ...]:
         members = [(numbers, tuple(reads)) for numbers, reads in sets.items()]
     else:
         for number, taps in phases:
-            found.setdefault(tuple(taps), []).append(number)
+            found.setdefault(tuple(sorted(taps, key=lambda read: read.at)), []).append(number)  # in order: see `_tap_runs`
         members = [(tuple(numbers), reads) for reads, numbers in found.items()]
     kernels = dict(phases)
     return tuple(PhaseGroup(n, reads, tuple(tuple(kernels[a][read] for a in n) for read in reads)) for n, reads in members)
