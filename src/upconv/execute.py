@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv import advice, execute_weight
+from upconv import advice, execute_reorder, execute_weight
 from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target, host
@@ -369,7 +369,7 @@ def forward(
             return y
         out[...] = y
         return out
-    x, weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
+    x, weight = execute_reorder.channels_first(x, target()), np.ascontiguousarray(weight)
     if out is None:
         out = memory.empty(prepared.plan.problem.output_shape, x.dtype)
     prepared(x, weight, None if bias is None else np.ascontiguousarray(bias), out)

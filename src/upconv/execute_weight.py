@@ -150,17 +150,7 @@ def bias_gradient(grad_output: NDArray[Any], target: Target | None) -> NDArray[A
     code = jit.get(name, element, ("entry",), lambda: bias_grad.emit(element, target), target)
     g, out = np.ascontiguousarray(grad_output), np.empty(m, grad_output.dtype)
     size = g.size // (n * m)
-    job = _job({"g": g.ctypes.data, "out": out.ctypes.data, "images": n, "image": m * size, "channel": size})
-    job[jobs.TASKS] = m
+    numbers = {"g": g.ctypes.data, "out": out.ctypes.data, "images": n, "image": m * size, "channel": size}
+    job = jobs.filled(bias_grad.SLOTS, numbers, m)
     threads.run(code["entry"], job.ctypes.data, threads.get_num_threads() if g.size > _SMALL // 8 else 1, target)
     return out
-
-
-def _job(numbers: dict[str, int]) -> NDArray[np.int64]:
-    """A job of the bias gradient, 64-byte aligned."""
-    slots = bias_grad.SLOTS
-    room = np.zeros(_round_up(len(slots.names) * 8) + 64, np.uint8)
-    job = room[-room.ctypes.data % 64 :][: len(slots.names) * 8].view(np.int64)
-    for name, number in numbers.items():
-        job[slots.index[name]] = number
-    return job

@@ -80,3 +80,12 @@ class Bound:
     slots: dict[str, int]
     tables: dict[str, NDArray[np.int64]]
     tasks: int
+
+
+def filled(slots: Slots, numbers: dict[str, int], tasks: int) -> NDArray[np.int64]:
+    """The memory of a job with these numbers (and addresses), on a line of the cache."""
+    room = np.zeros(len(slots.names) + 8, np.int64)
+    job = room[-room.ctypes.data % 64 // 8 :][: len(slots.names)]
+    for name, number in {**numbers, "tasks": tasks}.items():
+        job[slots.index[name]] = number
+    return job

@@ -1,7 +1,7 @@
 """Where tensors meet the kernels: NumPy views in, tensors out, nothing copied for contiguous tensors.
 
-A channels-last tensor stays channels-last. The kernels called here read and write channels-first, so for now such a
-tensor is copied on the way in and on the way out, in this file and nowhere else.
+A channels-last tensor stays channels-last. The kernels called here read and write channels-first, so such a tensor is
+reordered on the way in and on the way out, in this file and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upconv import execute
+from upconv import execute, execute_reorder
+from upconv.codegen.memory import address
 from upconv.codegen.threads import get_num_threads
 from upconv.spec import Activation, ConvSpec
 
@@ -63,12 +64,18 @@ def layout_of(*tensors: Tensor) -> torch.memory_format:
 
 def array(t: Tensor) -> NDArray[Any]:
     """The tensor as a C-contiguous array, of the same memory where it is contiguous."""
-    return (t if t.is_contiguous() else t.contiguous()).numpy(force=True)  # type: ignore[no-any-return]
+    if t.is_contiguous():
+        return t.numpy(force=True)  # type: ignore[no-any-return]
+    if t.dim() < 3:
+        return t.contiguous().numpy(force=True)  # type: ignore[no-any-return]
+    return execute_reorder.channels_first(t.numpy(force=True), execute.target())
 
 
 def _tensor(y: NDArray[Any], layout: torch.memory_format) -> Tensor:
-    t = torch.from_numpy(y)
-    return t if layout is torch.contiguous_format else t.contiguous(memory_format=layout)
+    if layout is torch.contiguous_format:
+        return torch.from_numpy(y)
+    last = execute_reorder.reordered(address(y), y.shape, y.dtype, True, execute.target())
+    return torch.from_numpy(y).contiguous(memory_format=layout) if last is None else torch.from_numpy(last).movedim(-1, 1)
 
 
 def ready(spec: ConvSpec, shape: Sequence[int], dtype: torch.dtype, batched: bool = True) -> execute.Ready | None:
