@@ -214,6 +214,48 @@ def test_channels_last_stays_channels_last(rank: int, layout: Any, grad: bool) -
     assert y.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.channels_last_3d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_channels_last_layers_run_as_torchs_do(kernel: int, dtype: torch.dtype, layout: Any) -> None:
+    """Wide enough for the kernel of such arrays, forward and for the input gradient."""
+    rank = 2 if layout is torch.channels_last else 3
+    for kind, sizes in (("ConvTranspose", (9, 6, 5)[-rank:]), ("Conv", (12, 11, 9)[-rank:])):
+        ours, theirs = (layer.to(dtype) for layer in pair(f"{kind}{rank}d", 36, 40, kernel, stride=2, padding=kernel // 3))
+        x = torch.randn(2, 36, *sizes, dtype=dtype).to(memory_format=layout).requires_grad_()
+        y, wanted = ours(x), theirs(x)
+        assert y.is_contiguous(memory_format=layout)
+        if wanted.is_contiguous(memory_format=layout):  # torch's own is not in float64 and three dimensions
+            assert y.stride() == wanted.stride()
+        close(y, wanted)
+        direction = torch.randn_like(wanted)
+        for got, expected in zip(
+            torch.autograd.grad(y, (x, *ours.parameters()), direction),
+            torch.autograd.grad(wanted, (x, *theirs.parameters()), direction),
+            strict=True,
+        ):
+            close(got, expected)
+        with torch.inference_mode():
+            close(ours(x.detach()), wanted)
+        torch.library.opcheck(torch.ops.upconv.conv.default, _call_of(ours, x.detach()))
+
+
+def _call_of(layer: Any, x: torch.Tensor) -> tuple[Any, ...]:
+    padding = [p for p in layer.padding for _ in range(2)]
+    rest = (layer.output_padding, layer.dilation, layer.groups, "zeros", None, 0.0)
+    return (x, layer.weight.detach(), layer.bias.detach(), layer.transposed, layer.stride, padding, *rest)
+
+
+def test_why_says_what_becomes_of_channels_last() -> None:
+    wide = nn.ConvTranspose2d(192, 192, 2, stride=2)
+    x = torch.zeros(1, 192, 80, 80)
+    assert nn.why(wide, x).endswith("(1, 192, 80, 80)")
+    assert nn.why(wide, x.to(memory_format=torch.channels_last)).endswith(", channels-last as it is")
+    few = nn.ConvTranspose2d(64, 3, 4, stride=2, padding=1)
+    x = torch.zeros(1, 64, 32, 32).to(memory_format=torch.channels_last)
+    assert nn.why(few, x).endswith(", channels-last: reordered for a channels-first kernel, and back")
+
+
 def test_strided_expanded_and_negated_inputs() -> None:
     ours, theirs = pair("Conv2d", 3, 4, 3)
     base = torch.randn(2, 8, 9, 3)

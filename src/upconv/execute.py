@@ -239,21 +239,38 @@ def _core(problem: Problem) -> tuple[Problem, str]:
     return replace(problem, spec=bare, input_size=padded), f"x is padded by NumPy first ({spec.padding_mode})"
 
 
-def _prepare(spec: ConvSpec, shape: tuple[int, ...], dtype: str) -> Prepared | None:
-    """Prepared code for a zero-padded layer, or None where the reference runs it."""
-    key = (spec, shape, dtype, threads.get_num_threads())
+def _prepare(spec: ConvSpec, shape: tuple[int, ...], dtype: str, last: bool = False) -> Prepared | None:
+    """Prepared code for a zero-padded layer, or None where the reference runs it.
+
+    With `last`, for arrays that have their channels last; None then where they are better reordered.
+    """
+    key = (spec, shape, dtype, threads.get_num_threads(), last)
     found = _prepared.get(key, key)
     if found is not key:
         return found  # type: ignore[return-value]
     problem = Problem(spec, shape[0], shape[2:], spec.output_size(shape[2:]), dtype)
-    plan = _plan(problem, key[3])
+    plan = plans.make_last(problem, target(), key[3], _precise) if last else _plan(problem, key[3])
     jit.debug("spec", lambda: repr(problem))
     jit.debug("plan", lambda: str(plan))
-    prepared = None if plan.module is None else Prepared(plan)
+    prepared = None if plan is None or plan.module is None else Prepared(plan)
     _prepared[key] = prepared
     while len(_prepared) > _MOST_PREPARED:
         _prepared.popitem(last=False)
     return prepared
+
+
+def ready_last(spec: ConvSpec, batched_shape: tuple[int, ...], dtype: str) -> Ready | None:
+    """What runs calls whose arrays have their channels last (the result's shape is (images, *spatial, channels)).
+
+    None where they are better reordered, or more than a kernel is at work.
+    """
+    if spec.padding_mode != "zeros" and any(lo or hi for lo, hi in spec.padding):
+        return None
+    prepared = _prepare(spec, batched_shape, dtype, last=True)
+    if prepared is None:
+        return None
+    n, c, *size = prepared.plan.problem.output_shape
+    return Ready(prepared, (n, *size, c))
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------

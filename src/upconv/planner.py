@@ -11,11 +11,16 @@ from math import prod
 from typing import Any
 
 from upconv.codegen.target import Target
-from upconv.kernels import direct, overlap_add, winograd
+from upconv.kernels import direct, indirect, overlap_add, winograd
 from upconv.spec import Problem
 
 CANDIDATES: tuple[Any, ...] = (direct, winograd, overlap_add)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
+LAST: tuple[Any, ...] = (indirect,)
+"""Those for arrays that have their channels last."""
+REORDERED, REORDERING = 7e9, 20e-6
+"""Bytes a second and thread, read and written, of reordering between channels-first and channels-last; and the seconds that the
+two calls more take. Measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Plan:
     @property
     def module(self) -> Any:
         """The kernel's module; None for the reference."""
-        return next((c for c in CANDIDATES if self.algorithm == c.NAME), None)
+        return next((c for c in (*CANDIDATES, *LAST) if self.algorithm == c.NAME), None)
 
     def __str__(self) -> str:
         problem, how = self.problem, self.blocking
@@ -82,6 +87,50 @@ class Plan:
         return f"{self.kernel}, {self.threads} thread{'s' if self.threads > 1 else ''}; {self.note}"
 
 
+Offer = tuple[float, Any, Any]
+"""Estimated seconds, a kernel and its blocking."""
+
+
+def _offers(problem: Problem, target: Target, threads: int, precise: bool) -> tuple[list[Offer], list[tuple[str, str]]]:
+    """What the kernels offer, and why others do not."""
+    offers: list[Offer] = []
+    rejected: list[tuple[str, str]] = []
+    for kernel in CANDIDATES:
+        reason = kernel.rejects(problem, target)
+        if precise and not kernel.EXACT:
+            reason = reason or "precise results are asked for, and its rounding is not the direct sum's"
+        if reason:
+            rejected.append((kernel.NAME, reason))
+            continue
+        how = kernel.blocking(problem, target, threads)
+        offers.append((kernel.cost(problem, how, target, threads), kernel, how))
+    return offers, rejected
+
+
+@lru_cache(maxsize=4096)
+def make_last(problem: Problem, target: Target | None, threads: int, precise: bool = False) -> Plan | None:
+    """The plan for arrays that have their channels last, or None where it is better to reorder them."""
+    if target is None or problem.batch == 0:
+        return None
+    offers, rejected = _offers(problem, target, threads, precise)
+    moved = 2 * (prod(problem.input_shape) + prod(problem.output_shape)) * problem.itemsize
+    reordering = moved / REORDERED / threads + REORDERING
+    for kernel in LAST:
+        if kernel.rejects(problem, target):
+            continue
+        how = kernel.blocking(problem, target, threads)
+        cost = kernel.cost(problem, how, target, threads)
+        if any(other + reordering < cost for other, _, _ in offers):
+            continue
+        rejected += [
+            (k.NAME, f"{(other + reordering) / cost:.1f}x the estimated time, reordering included") for other, k, _ in offers
+        ]
+        used = 1 if cost < 25e-6 else min(threads, kernel.tasks(problem, how))
+        name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
+        return Plan(problem, target, used, kernel.NAME, name, note, how, tuple(rejected))
+    return None
+
+
 @lru_cache(maxsize=4096)
 def make(problem: Problem, target: Target | None, threads: int, advice: Advice | None = None, precise: bool = False) -> Plan:
     """The plan of a problem on a target; a target of None means a machine without a JIT.
@@ -94,17 +143,7 @@ def make(problem: Problem, target: Target | None, threads: int, advice: Advice |
         return Plan(problem, Target("none", "", "", "", 0, 0, 0, 0, False), 1, "reference", "reference", reason, None, ())
     if problem.batch == 0:
         return Plan(problem, target, 1, "reference", "reference", "nothing to compute", None, ())
-    rejected: list[tuple[str, str]] = []
-    offers = []
-    for kernel in CANDIDATES:
-        reason = kernel.rejects(problem, target)
-        if precise and not kernel.EXACT:
-            reason = reason or "precise results are asked for, and its rounding is not the direct sum's"
-        if reason:
-            rejected.append((kernel.NAME, reason))
-            continue
-        how = kernel.blocking(problem, target, threads)
-        offers.append((kernel.cost(problem, how, target, threads), kernel, how))
+    offers, rejected = _offers(problem, target, threads, precise)
     if not offers:
         note = "no compiled kernel takes this problem"
         return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))

@@ -1,7 +1,7 @@
 """Where tensors meet the kernels: NumPy views in, tensors out, nothing copied for contiguous tensors.
 
-A channels-last tensor stays channels-last. The kernels called here read and write channels-first, so such a tensor is
-reordered on the way in and on the way out, in this file and nowhere else.
+A channels-last tensor stays channels-last: a kernel for such arrays runs the layer, or, where that is estimated to be faster,
+one for channels-first arrays, and the tensor is reordered on the way in and on the way out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from upconv import execute, execute_reorder
 from upconv.codegen.memory import address
 from upconv.codegen.threads import get_num_threads
+from upconv.shapes.dual import dual
 from upconv.spec import Activation, ConvSpec
 
 # transposed, stride, padding (before and after, dimension by dimension), output_padding, dilation, groups, padding_mode
@@ -97,8 +98,35 @@ def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     return torch.from_numpy(known.at(x.data_ptr(), weight.data_ptr(), weight.nbytes, lambda: array(weight), at_bias))
 
 
+_known_last = lru_cache(maxsize=4096)(lambda spec, shape, dtype, threads: execute.ready_last(spec, tuple(shape), str(dtype)[6:]))
+execute.forgetters.append(_known_last.cache_clear)
+
+
+def layout_note(spec: ConvSpec, x: Tensor) -> str:
+    """What becomes of a channels-last x; nothing to say of another."""
+    if x.is_contiguous() or layout_of(x) is torch.contiguous_format:
+        return ""
+    known = _known_last(spec, x.shape, x.dtype, get_num_threads())
+    return ", channels-last as it is" if known else ", channels-last: reordered for a channels-first kernel, and back"
+
+
+def _run_last(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The result for an x that is channels-last, by a kernel that reads it so; None where it is not, or there is no such."""
+    if x.is_contiguous() or layout_of(x) is torch.contiguous_format or x.is_neg():
+        return None
+    known = _known_last(spec, x.shape, x.dtype, get_num_threads())
+    if known is None:
+        return None
+    w, b = array(weight), None if bias is None else array(bias)
+    y = known.at(x.data_ptr(), address(w), w.nbytes, lambda: w, None if b is None else address(b))
+    return torch.from_numpy(y).movedim(-1, 1)
+
+
 def forward(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's output for a batched x, in x's memory format."""
+    last = _run_last(spec, x, weight, bias)
+    if last is not None:
+        return last
     known = _known(spec, x.shape, x.dtype, get_num_threads())
     if known is not None:
         y = run(known, x, weight, bias)
@@ -110,6 +138,11 @@ def forward(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 def input_gradient(spec: ConvSpec, grad_output: Tensor, weight: Tensor, input_size: Sequence[int]) -> Tensor:
     """The gradient for x, in grad_output's memory format."""
+    other = dual(spec, tuple(input_size))
+    if other.output_size(grad_output.shape[2:]) == tuple(input_size):
+        last = _run_last(other, grad_output, weight, None)
+        if last is not None:
+            return last
     grad_x = execute.input_gradient(spec, array(grad_output), array(weight), tuple(input_size))
     return _tensor(grad_x, layout_of(grad_output, weight))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from upconv.spec import ConvSpec
-from upconv.torch import calls, memory
+from upconv.torch import arrays, calls, memory
 from upconv.torch.choice import refusal
 
 
@@ -311,7 +311,8 @@ def why(module: nn.Module, x: Tensor) -> str:
     reason = refusal(x, layer.weight, layer.bias)
     if reason is not None:
         return f"torch: {reason}"
-    return f"upconv: {spec_of(layer)} on {x.dtype} {tuple(x.shape)}"
+    spec = spec_of(layer)
+    return f"upconv: {spec} on {x.dtype} {tuple(x.shape)}{arrays.layout_note(spec, x)}"
 
 
 def spec_of(layer: Any) -> ConvSpec:

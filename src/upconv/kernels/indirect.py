@@ -1,0 +1,265 @@
+"""The direct sum for arrays with their channels last: output channels in the lanes, columns found through a table.
+
+A row of x, all channels of one position, is read where it stands: for every tile of columns and every tap a table holds where
+the row begins, or a row of zeros where the tap meets padding. No input is packed, whatever the stride, dilation or padding, and
+a column's sums are a row of y. Phases that read the same inputs share a table.
+
+Source: Dukhan, The Indirect Convolution Algorithm, 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv.codegen.ir import SIZES
+from upconv.codegen.target import Target
+from upconv.kernels import indirect_code, microkernel, weights
+from upconv.kernels import job as jobs
+from upconv.kernels.geometry import Band, Read, band, round_up
+from upconv.kernels.microkernel import Tile
+from upconv.spec import ConvSpec, Problem
+
+NAME = "indirect"
+SLOTS = indirect_code.SLOTS
+EXACT = True
+LEAST = 4
+"""Input channels a group: with fewer, a tile's taps end before they have begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSet:
+    """Phases that read the same inputs at as many positions: their place in y, and the kernel index of each tap, by phase."""
+
+    reads: tuple[Read, ...]
+    positions: tuple[int, int, int]
+    phases: tuple[tuple[int, int, int], ...]
+    kernels: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops. `block` counts columns, `shares` into how many the chunks of a block are cut."""
+
+    tile: Tile
+    block: int
+    shares: int
+    table_bytes: int
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.table_bytes + round_up(self.tile.rows * SIZES[self.tile.element], 64) + 64
+
+
+@lru_cache(maxsize=512)
+def phase_sets(problem: Problem) -> tuple[PhaseSet, ...]:
+    """The sets of a problem's phases, none for those without outputs."""
+    shape = band(problem, cropped=True)
+    kernel = (1,) * (3 - problem.spec.rank) + problem.spec.kernel_size
+    steps = [axis.out_step for axis in shape.axes]
+    found: dict[tuple[tuple[Read, ...], tuple[int, int, int]], list[tuple[tuple[int, int, int], tuple[int, ...]]]] = {}
+    for number, taps in enumerate(shape.taps()):
+        if taps is None:
+            continue
+        place = (number // (steps[1] * steps[2]), number // steps[2] % steps[1], number % steps[2])
+        d, h, w = (-(-(axis.out_size - a) // axis.out_step) for axis, a in zip(shape.axes, place, strict=True))
+        inorder = sorted(taps, key=lambda tap: tap.read.at)
+        indices = tuple((t.kernel[0] * kernel[1] + t.kernel[1]) * kernel[2] + t.kernel[2] for t in inorder)
+        found.setdefault((tuple(t.read for t in inorder), (d, h, w)), []).append((place, indices))
+    return tuple(
+        PhaseSet(reads, positions, tuple(p for p, _ in members), tuple(k for _, k in members))
+        for (reads, positions), members in found.items()
+    )
+
+
+# -- the choice ------------------------------------------------------------------------------------------------------------
+
+
+def rejects(problem: Problem, target: Target) -> str | None:
+    """Why this kernel cannot run the problem, or None."""
+    spec = problem.spec
+    if spec.padding_mode != "zeros":
+        return f"padding_mode {spec.padding_mode} is folded outside the kernel"
+    if target.lanes(problem.itemsize) < 2:
+        return "no vectors"
+    if spec.out_channels // spec.groups < target.lanes(problem.itemsize):
+        return f"{spec.out_channels // spec.groups} output channels a group: fewer than lanes"
+    if spec.in_channels // spec.groups < LEAST:
+        return f"{spec.in_channels // spec.groups} input channels a group: too few for a sum"
+    return None
+
+
+@lru_cache(maxsize=512)
+def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+    """Columns a task: what it reads stays in the second-level cache while the weights stream past; fewer for idle threads."""
+    tile, sets = microkernel.turned_tile(microkernel.ELEMENTS[problem.dtype], target), phase_sets(problem)
+    most = int(target.l2 * 0.4 / (problem.spec.in_channels * problem.itemsize)) // tile.turned * tile.turned
+    most = min(max(most, 8 * tile.turned), 64 * tile.turned)
+    columns = [_columns(problem, s) for s in sets] or [1]
+    total = sum(columns)
+    block = min(most, round_up(ceil(total / (4 * threads)), tile.turned), round_up(max(columns), tile.turned))
+    block = max(block, min(8 * tile.turned, round_up(max(columns), tile.turned)))
+    tasks = sum(ceil(n / block) for n in columns)
+    chunks = min((len(_chunks(problem.spec, tile, s)) for s in sets), default=1)
+    shares = max(1, min(chunks, ceil(3 * threads / tasks))) if threads > 1 else 1
+    taps = max((len(s.reads) for s in sets), default=0)
+    return Blocking(tile, block, shares, round_up((taps + 1) * block * 8, 64))
+
+
+def _columns(problem: Problem, phases: PhaseSet) -> int:
+    return problem.batch * prod(phases.positions)
+
+
+def _chunks(spec: ConvSpec, tile: Tile, phases: PhaseSet) -> list[tuple[int, int, int]]:
+    """(phase, first output channel, channels) of each chunk of a set."""
+    m = spec.out_channels // spec.groups
+    return [(i, c, min(tile.rows, m - c)) for i in range(len(phases.phases)) for c in range(0, m, tile.rows)]
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
+    """Weights in the order the tiles read them: [group][set][chunk][tap][channel][row]."""
+    spec, rows = problem.spec, how.tile.rows
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    step, channel_step, group_step = weights.strides(spec)
+    sections = []
+    for phases in phase_sets(problem):
+        if not phases.reads:
+            continue
+        places = np.array([phases.kernels[i] for i, _, _ in _chunks(spec, how.tile, phases)])  # chunk tap
+        channel = np.array([first for _, first, _ in _chunks(spec, how.tile, phases)])[:, None] + np.arange(rows)
+        offsets = np.where(channel[:, None] < m, channel[:, None] * step + places[:, :, None], -1)
+        sections.append(offsets[:, :, None, None, :])
+    transform = weights.Transform(how.tile.element, rows, spec.transposed)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, tuple(sections), c)
+
+
+def packing(problem: Problem, how: Blocking) -> object:
+    """What the packed weight's layout depends on besides the layer."""
+    return (how.tile.rows, tuple((s.phases, s.kernels) for s in phase_sets(problem)))
+
+
+# -- run-time numbers --------------------------------------------------------------------------------------------------
+
+
+def bind(problem: Problem, how: Blocking) -> jobs.Bound:
+    """The job's numbers and tables for these sizes."""
+    spec, shape, sets = problem.spec, band(problem, cropped=True), phase_sets(problem)
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    rows: list[tuple[int, ...]] = []
+    taps: list[tuple[int, ...]] = []
+    chunks: list[tuple[int, ...]] = []
+    work: list[tuple[int, ...]] = []
+    at = 0
+    for number, phases in enumerate(sets):
+        rows.append((len(taps), len(phases.reads), *phases.positions))
+        taps.extend(read.at for read in phases.reads)
+        first = len(chunks)
+        for i, channel, channels in _chunks(spec, how.tile, phases):
+            chunks.append((_place(shape, phases.phases[i]) * spec.out_channels + channel, channel, channels, at))
+            at += len(phases.reads) * c * how.tile.rows
+        share = ceil((len(chunks) - first) / how.shares)
+        for low in range(0, _columns(problem, phases), how.block):
+            high = min(low + how.block, _columns(problem, phases))
+            work += [(number, low, high, i, min(i + share, len(chunks))) for i in range(first, len(chunks), share)]
+    axes = dict(zip("dhw", shape.axes, strict=True))
+    slots = {
+        **{f"size_{n}": a.size for n, a in axes.items()}, **{f"in_step_{n}": a.in_step for n, a in axes.items()},
+        **{f"out_{n}": a.out_size for n, a in axes.items()}, **{f"out_step_{n}": a.out_step for n, a in axes.items()},
+        "channels": c, "channels_out": m, "groups": spec.groups, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
+        "weight_group": at, "table_bytes": how.table_bytes, "workspace_bytes": how.workspace_bytes,
+    }  # fmt: skip
+    tables = {
+        "work": _table(work, indirect_code.WORK), "sets": _table(rows, indirect_code.SET),
+        "taps": _table(taps, indirect_code.TAP), "chunks": _table(chunks, indirect_code.CHUNK),
+        "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
+    }  # fmt: skip
+    return jobs.Bound(slots, tables, len(work))
+
+
+def _table(rows: list[tuple[int, ...]], width: int) -> NDArray[np.int64]:
+    return np.array(rows or [(0,) * width], np.int64)
+
+
+def _place(shape: Band, phase: tuple[int, int, int]) -> int:
+    """A phase's first position in y."""
+    _, h, w = shape.axes
+    return (phase[0] * h.out_size + phase[1]) * w.out_size + phase[2]
+
+
+# -- code --------------------------------------------------------------------------------------------------------------
+
+
+def code_name(problem: Problem, how: Blocking, target: Target) -> str:
+    """The kernel's symbol, which decodes itself."""
+    kind = "convt" if problem.spec.transposed else "conv"
+    return f"{kind}_f{problem.itemsize * 8}_{NAME}_{how.tile}_{target.name}"
+
+
+def _code(problem: Problem, how: Blocking) -> indirect_code.Code:
+    return indirect_code.Code(how.tile, problem.spec.activation)
+
+
+def code_parameters(problem: Problem, how: Blocking) -> str:
+    """Everything that the emitted code depends on."""
+    return repr(_code(problem, how))
+
+
+def emit(problem: Problem, how: Blocking) -> str:
+    """The module's IR text; its entry is `entry(job)`."""
+    return indirect_code.emit(_code(problem, how))
+
+
+# -- what a plan says ----------------------------------------------------------------------------------------------------
+
+
+def tasks(problem: Problem, how: Blocking) -> int:
+    """Independent pieces of work."""
+    sets = phase_sets(problem)
+    return sum(ceil(_columns(problem, s) / how.block) * min(how.shares, len(_chunks(problem.spec, how.tile, s))) for s in sets)
+
+
+def macs(problem: Problem, how: Blocking) -> int:
+    """Multiply-adds, padding of tiles included."""
+    spec, tile = problem.spec, how.tile
+    c = spec.in_channels // spec.groups
+    done = sum(
+        round_up(_columns(problem, s), tile.turned) * len(s.reads) * sum(_lanes(tile, n) for _, _, n in _chunks(spec, tile, s))
+        for s in phase_sets(problem)
+    )
+    return done * c * spec.groups
+
+
+def _lanes(tile: Tile, channels: int) -> int:
+    """The rows computed for a chunk: of a narrow tile where they are enough."""
+    return tile.lanes if channels <= tile.lanes else tile.rows
+
+
+def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
+    """Estimated seconds: the steps and the ends of tiles, the tables, the bytes moved and the weights streamed."""
+    spec, tile, item = problem.spec, how.tile, problem.itemsize
+    c, steps, tables, streamed = spec.in_channels // spec.groups, 0.0, 0.0, 0.0
+    for s in phase_sets(problem):
+        columns, chunks = _columns(problem, s), len(_chunks(spec, tile, s)) * spec.groups
+        steps += ceil(columns / tile.turned) * chunks * (len(s.reads) * (c + 2) + END)
+        tables += columns * (len(s.reads) + 1) * 4.0 * how.shares
+        streamed += ceil(columns / how.block) * chunks * len(s.reads) * c * tile.rows * item
+    moved = (prod(problem.input_shape) + prod(problem.output_shape)) * item
+    gemm = steps * microkernel.step_cycles(tile) * 1.05
+    return microkernel.seconds(target, threads, max(1, tasks(problem, how)), gemm, tables, moved, streamed)
+
+
+END = 6
+"""Steps that a tile takes to begin and to end."""
+
+
+def describe(problem: Problem, how: Blocking) -> str:
+    """The kernel's way with the problem, in a few words."""
+    sets = len(phase_sets(problem))
+    return f"channels last, {sets} table{'s' if sets > 1 else ''} of reads, blocks of {how.block} columns"

@@ -1,0 +1,164 @@
+"""The code of the indirect kernel: a table of what each column reads and writes, and the tile that goes by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upconv.codegen.ir import Carry, Function, Value, lanes_of, module, vector
+from upconv.kernels import columns, microkernel
+from upconv.kernels import job as jobs
+from upconv.kernels.activation import emit_activation
+from upconv.kernels.microkernel import Tile
+from upconv.spec import Activation
+
+SLOTS = jobs.Slots(
+    (
+        "x", "weight", "bias", "y", "zeros", "work", "sets", "taps", "chunks", "channels", "channels_out", "groups", "x_channels",
+        "y_channels", "size_d", "size_h", "size_w", "in_step_d", "in_step_h", "in_step_w", "out_d", "out_h", "out_w",
+        "out_step_d", "out_step_h", "out_step_w", "weight_group", "table_bytes",
+    )
+)  # fmt: skip
+WORK, SET, TAP, CHUNK = 5, 5, 3, 4
+"""Numbers a task: set, first column, end, first chunk, end; a set of phases that read alike: first tap, taps, positions in d, h
+and w; a tap: what it reads in d, h and w at position 0; a chunk: place in y, first channel, channels, place in the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Everything that the emitted code depends on: a turned tile, and what is applied as the sums are stored."""
+
+    tile: Tile
+    activation: Activation | None
+
+
+def emit(code: Code) -> str:
+    """The module's IR text; its entry is `entry(job)`."""
+    tile = code.tile
+    copy, do_table = columns.emit_copy(tile.element, tile.lanes), _emit_table(code)
+    do_tiles = [_emit_tile(code, tile.rows // tile.lanes, copy, "wide"), _emit_tile(code, 1, copy, "narrow")]
+
+    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s = {name: SLOTS.read(f, job, name) for name in ("channels", "channels_out", "groups", "weight_group", "table_bytes")}
+        work = SLOTS.pointer(f, job, "work", "i64")[number * WORK]
+        set_, low, high, first_chunk, end_chunk = (f.load("i64", work[i]) for i in range(WORK))
+        row = SLOTS.pointer(f, job, "sets", "i64")[set_ * SET]
+        taps, width = f.load("i64", row[1]), high - low
+        table, line = workspace, workspace[s["table_bytes"]].of(tile.element)
+        f.call(do_table, [job, row, table, low, high])
+        with f.loop(0, s["groups"], name="group") as group, f.loop(first_chunk, end_chunk, name="chunk") as chunk:
+            entry = SLOTS.pointer(f, job, "chunks", "i64")[chunk * CHUNK]
+            place, channel, channels, at = (f.load("i64", entry[i]) for i in range(CHUNK))
+            weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"] + at]
+            first = group * s["channels_out"]
+            bias = SLOTS.pointer(f, job, "bias", tile.element)[first + channel]
+            arguments = [table, width, taps, group * s["channels"], weight, s["channels"], first + place, bias, channels, line]
+            narrow = channels <= tile.lanes
+            with f.when(narrow, name="narrow"):
+                f.call(do_tiles[1], arguments)
+            with f.otherwise(narrow, name="wide"):
+                f.call(do_tiles[0], arguments)
+
+    return module([copy, do_table, *do_tiles, jobs.emit_entry("entry", SLOTS, task)])
+
+
+def _emit_table(code: Code) -> Function:
+    """`table(job, set, table, low, high)`: for each tile of columns low..high-1, what every tap reads for each, and where each
+    goes in y; columns that are none, and reads outside x, point to zeros."""
+    tile = code.tile
+    many = tile.turned
+    f = Function("table", [("job", "ptr"), ("set", "ptr"), ("table", "ptr"), ("low", "i64"), ("high", "i64")],
+                 attributes="internal noinline nounwind")  # fmt: skip
+    job, row_of_set, table, low, high = f.arguments
+    table = table.of("i64")
+    s = {name: SLOTS.read(f, job, name) for name in SLOTS.names[SLOTS.names.index("x_channels") : -2]}
+    first_tap, taps, rows_d, rows_h, rows_w = (f.load("i64", row_of_set.of("i64")[i]) for i in range(SET))
+    x, y, zeros = (SLOTS.pointer(f, job, name, tile.element) for name in ("x", "y", "zeros"))
+    reads = SLOTS.pointer(f, job, "taps", "i64")[first_tap * TAP]
+    size = (taps + 1) * many  # pointers a tile
+
+    def put(pointer: Value, column: Value, tap: Value) -> None:
+        f.store(pointer, table[column // many * size + tap * many + column % many], 8)
+
+    with f.loop(low // rows_w, (high - 1) // rows_w + 1, name="row") as row:
+        h, rest = row % rows_h, row // rows_h
+        d, n = rest % rows_d, rest // rows_d
+        start = row * rows_w
+        from_w, to_w = f.maximum(low - start, 0), f.minimum(high - start, rows_w)
+        with f.loop(0, taps, name="tap") as tap:
+            at_d, at_h, at_w = (f.load("i64", reads[tap * TAP + i]) for i in range(TAP))
+            in_d, in_h = d * s["in_step_d"] + at_d, h * s["in_step_h"] + at_h
+            there = f.compare("ult", in_d, s["size_d"]) & f.compare("ult", in_h, s["size_h"])
+            line = ((n * s["size_d"] + in_d) * s["size_h"] + in_h) * s["size_w"]
+            with f.loop(from_w, to_w, name="w") as w:
+                in_w = w * s["in_step_w"] + at_w
+                inside = there & f.compare("ult", in_w, s["size_w"])
+                found = x[(line + in_w) * s["x_channels"]]
+                pointer = f.emit(f"select i1 {inside.text}, ptr {found.text}, ptr {zeros.text}", "ptr")
+                put(pointer, start + w - low, tap)
+        line = ((n * s["out_d"] + d * s["out_step_d"]) * s["out_h"] + h * s["out_step_h"]) * s["out_w"]
+        with f.loop(from_w, to_w, name="w") as w:
+            put(y[(line + w * s["out_step_w"]) * s["y_channels"]], start + w - low, taps)
+    end = (high - low + (many - 1)) // many * many
+    with f.loop(high - low, end, name="none") as column, f.loop(0, taps + 1, name="tap") as tap:
+        put(zeros, column, tap)
+    return f
+
+
+def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
+    """`tile(table, width, taps, x_at, weight, channels, y_at, bias, valid, line)`: the sums of all columns of a table.
+
+    A tile has `vectors` of output channels, of which `valid` are stored; `x_at` and `y_at` are added to the table's pointers.
+    """
+    tile, many, element = code.tile, code.tile.turned, code.tile.element
+    pointers = ("table", "weight", "bias", "line")
+    names = ("table", "width", "taps", "x_at", "weight", "channels", "y_at", "bias", "valid", "line")
+    f = Function(name, [(n, "ptr" if n in pointers else "i64") for n in names], attributes="internal noinline nounwind")
+    table, width, taps, x_at, weight, channels, y_at, bias, valid, line = f.arguments
+    table, weight, bias, line = table.of("i64"), weight.of(element), bias.of(element), line.of(element)
+    type_ = vector(element, tile.lanes)
+    zero = Value(f, "zeroinitializer", type_)
+    offsets = [
+        f.masked_load(type_, bias[v * tile.lanes], f.lanes_between(v * tile.lanes, 0, valid, tile.lanes)) for v in range(vectors)
+    ]
+    full = valid.equals(vectors * tile.lanes)
+    whole = channels // microkernel.UNROLLED * microkernel.UNROLLED
+    with f.loop(0, (width + (many - 1)) // many, name="t") as t:
+        row = table[t * (taps + 1) * many]
+        over_taps = Carry([*[zero] * (many * vectors), weight])
+        with f.loop(0, taps, name="tap", carry=over_taps) as tap:
+            sources = [f.load_pointer(row[tap * many + j], element)[x_at] for j in range(many)]
+            steps = Carry(list(over_taps.values))
+            for low, high, step, k_name in ((f.value(0), whole, microkernel.UNROLLED, "k"), (whole, channels, 1, "rest")):
+                with f.loop(low, high, step, name=k_name, carry=steps) as k:
+                    *sums, left = steps.values
+                    for u in range(step):
+                        sums = _step(f, type_, sums, left[u * tile.rows], [source[k + u] for source in sources], vectors)
+                    steps.next = [*sums, left[step * tile.rows]]
+                steps = Carry(steps.results)
+            over_taps.next = steps.values
+        sums = over_taps.results[:-1]
+        here = width - t * many
+        for j in range(many):
+            with f.when(here > j, name="column"):
+                to = f.load_pointer(row[taps * many + j], element)[y_at]
+                done = [emit_activation(f, f.fadd(sums[j * vectors + v], offsets[v]), code.activation) for v in range(vectors)]
+                with f.when(full, name="full"):
+                    for v, value in enumerate(done):
+                        f.store(value, to[v * tile.lanes])
+                with f.otherwise(full, name="part"):
+                    for v, value in enumerate(done):
+                        f.store(value, line[v * tile.lanes])
+                    f.call(copy, [line, to, valid])
+    return f
+
+
+def _step(f: Function, type_: str, sums: list[Value], left: Value, right: list[Value], vectors: int) -> list[Value]:
+    """One channel of x: its weights in vectors, each column's element broadcast."""
+    lanes, element = lanes_of(type_), left.element
+    assert element is not None
+    weights = [f.load(type_, left[v * lanes]) for v in range(vectors)]
+    done = []
+    for j, address in enumerate(right):
+        scalar = f.splat(f.load(element, address), type_)
+        done += [f.fma(w, scalar, sums[j * vectors + v]) for v, w in enumerate(weights)]
+    return done
