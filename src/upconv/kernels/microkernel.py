@@ -148,7 +148,7 @@ TAP = 3
 """Numbers a tap: see `emit`."""
 
 
-UNROLLED = 2
+UNROLLED = 4
 """Steps of the inner loop at a time: its counting takes as long as a fortieth of its work."""
 
 

@@ -366,7 +366,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     spec, tile = problem.spec, how.tile
     d, h, w = lines(problem)
     taps = prod(spec.kernel_size)
-    gemm = macs(problem, how) / (tile.rows * tile.width) * microkernel.step_cycles(tile)
+    gemm = macs(problem, how) / (tile.rows * tile.width) * microkernel.step_cycles(tile) * 1.08
     rows = problem.batch * spec.out_channels * d.positions * h.positions * ceil(w.positions / tile.lanes)
     fold = rows * taps * 6.0 + rows * prod(spec.stride) * 10.0
     wide = w.positions > 2 * tile.lanes
