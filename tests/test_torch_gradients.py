@@ -12,7 +12,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import upconv.torch as nn  # noqa: E402
-from upconv import execute  # noqa: E402
+from upconv.torch import arrays  # noqa: E402
 
 
 @st.composite
@@ -104,7 +104,7 @@ def test_only_what_requires_grad(monkeypatch: pytest.MonkeyPatch, wanted: str, e
     called: set[str] = set()
 
     def count(name: str) -> Any:
-        real = getattr(execute, name)
+        real = getattr(arrays, name)
 
         def counted(*args: Any) -> Any:
             called.add(name)
@@ -113,7 +113,7 @@ def test_only_what_requires_grad(monkeypatch: pytest.MonkeyPatch, wanted: str, e
         return counted
 
     for name in ("input_gradient", "weight_gradient"):
-        monkeypatch.setattr(execute, name, count(name))
+        monkeypatch.setattr(arrays, name, count(name))
     tensors = {"x": torch.randn(1, 2, 5), "w": torch.randn(2, 3, 4), "b": torch.randn(3)}
     for name in wanted:
         tensors[name].requires_grad_()

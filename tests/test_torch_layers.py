@@ -14,6 +14,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import upconv.torch as nn  # noqa: E402
+from upconv import execute  # noqa: E402
 from upconv.spec import SpecError  # noqa: E402
 from upconv.torch import calls, torchs  # noqa: E402
 
@@ -244,6 +245,39 @@ def _call_of(layer: Any, x: torch.Tensor) -> tuple[Any, ...]:
     padding = [p for p in layer.padding for _ in range(2)]
     rest = (layer.output_padding, layer.dilation, layer.groups, "zeros", None, 0.0)
     return (x, layer.weight.detach(), layer.bias.detach(), layer.transposed, layer.stride, padding, *rest)
+
+
+def test_the_same_bytes_are_another_weight_with_their_channels_last() -> None:
+    numbers = torch.randn(40, 16, 3, 3)
+    as_they_are, last = numbers, numbers.view(40, 3, 3, 16).permute(0, 3, 1, 2)
+    assert as_they_are.data_ptr() == last.data_ptr()
+    for x in (torch.randn(1, 40, 9, 9), torch.randn(1, 40, 9, 9).to(memory_format=torch.channels_last)):
+        for weight in (as_they_are, last, as_they_are):
+            with torch.inference_mode():
+                close(nn.conv_transpose2d(x, weight, stride=2), torch.nn.functional.conv_transpose2d(x, weight, stride=2))
+
+
+def test_a_model_of_channels_last_weights_packs_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (layer.to(memory_format=torch.channels_last) for layer in pair("ConvTranspose2d", 32, 48, 2, stride=2))
+    assert not ours.weight.is_contiguous()
+    packed: list[object] = []
+    real = execute.Packer.__call__
+    monkeypatch.setattr(execute.Packer, "__call__", lambda self, weight: packed.append(weight) or real(self, weight))
+    for layout in (torch.channels_last, torch.contiguous_format):
+        x = torch.randn(2, 32, 11, 12).to(memory_format=layout)
+        packed.clear()
+        with torch.inference_mode():
+            for _ in range(3):
+                y = ours(x)
+                assert y.is_contiguous(memory_format=torch.channels_last)
+                close(y, theirs(x))
+        assert len(packed) == 1
+        with torch.no_grad():
+            for layer in (ours, theirs):
+                layer.weight.data[0, 0, 0, 0] += 1
+        with torch.inference_mode():
+            close(ours(x), theirs(x))
+        assert len(packed) == 2
 
 
 def test_why_says_what_becomes_of_channels_last() -> None:

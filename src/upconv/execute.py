@@ -99,8 +99,13 @@ class Prepared:
         self._kept = (weakref.ref(weight), packed)
         return packed
 
-    def packed_at(self, address: int, size: int, weight: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The packed form of the weight of `size` bytes that now stands at an address, which `weight` makes an array of."""
+    def packed_at(self, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False) -> NDArray[Any]:
+        """The packed form of the weight of `size` bytes that now stands at an address, which `weight` makes an array of.
+
+        The same bytes are another weight where they hold its channels `last`.
+        """
+        if last:
+            return packed_content(self, address, size, weight, True)
         seen = self._seen
         if seen[0] == address and seen[1] == size and seen[2].raw == seen[3]:
             return seen[4]
@@ -259,20 +264,6 @@ def _prepare(spec: ConvSpec, shape: tuple[int, ...], dtype: str, last: bool = Fa
     return prepared
 
 
-def ready_last(spec: ConvSpec, batched_shape: tuple[int, ...], dtype: str) -> Ready | None:
-    """What runs calls whose arrays have their channels last (the result's shape is (images, *spatial, channels)).
-
-    None where they are better reordered, or more than a kernel is at work.
-    """
-    if spec.padding_mode != "zeros" and any(lo or hi for lo, hi in spec.padding):
-        return None
-    prepared = _prepare(spec, batched_shape, dtype, last=True)
-    if prepared is None:
-        return None
-    n, c, *size = prepared.plan.problem.output_shape
-    return Ready(prepared, (n, *size, c))
-
-
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 _packed: OrderedDict[Any, tuple[Any, NDArray[Any]]] = OrderedDict()
@@ -313,9 +304,11 @@ def packed_weight(prepared: Prepared, weight: NDArray[Any]) -> NDArray[Any]:
     return _pack(prepared, key, weakref.ref(weight), weight)
 
 
-def packed_content(prepared: Prepared, address: int, size: int, weight: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+def packed_content(
+    prepared: Prepared, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False
+) -> NDArray[Any]:
     """The packed form of the weight that now stands at an address; `weight` makes the array where it is needed."""
-    key = (address, size, prepared.packing)
+    key = (address, size, prepared.packing, last)
     state = fingerprint(address, size, prepared.plan.target)
     kept = _packed.get(key)
     if kept is not None and kept[0] == state:
@@ -396,9 +389,10 @@ def forward(
 class Ready:
     """A call whose arguments have been checked before: the same shapes need no second look."""
 
-    __slots__ = ("_empty", "_prepared", "channels", "dtype", "shape")
+    __slots__ = ("_empty", "_last", "_prepared", "channels", "dtype", "shape")
 
     def __init__(self, prepared: Prepared, shape: tuple[int, ...]):
+        self._last: Ready | bool | None = False
         self._prepared, self.shape, self.channels = prepared, shape, prepared.plan.problem.spec.out_channels
         self.dtype = np.dtype(prepared.plan.problem.dtype)
         self._empty = np.empty if prod(shape) * self.dtype.itemsize < memory.SMALL else memory.empty
@@ -411,12 +405,31 @@ class Ready:
         self._prepared(x, weight, bias, y)
         return y
 
-    def at(self, x: int, weight: int, size: int, array: Callable[[], NDArray[Any]], bias: int | None) -> NDArray[Any]:
-        """The same for memory at addresses: `size` is the weight's in bytes, `array` makes it an array if need be."""
+    def at(
+        self, x: int, weight: int, size: int, array: Callable[[], NDArray[Any]], bias: int | None, last: bool = False
+    ) -> NDArray[Any]:
+        """The same for memory at addresses: `size` is the weight's in bytes, `array` makes it an array if need be.
+
+        Where the weight's memory holds its channels `last`, it has to be told apart from one that does not.
+        """
         y = self._empty(self.shape, self.dtype)
         prepared, address = self._prepared, memory.address
-        prepared.run(x, address(prepared.packed_at(weight, size, array)), bias, address(y))
+        prepared.run(x, address(prepared.packed_at(weight, size, array, last)), bias, address(y))
         return y
+
+    @property
+    def last(self) -> Ready | None:
+        """What runs the same calls for an x, and a result (images, *spatial, channels), with their channels last.
+
+        None where it is better reordered.
+        """
+        if self._last is False:
+            problem = self._prepared.plan.problem
+            prepared = _prepare(problem.spec, problem.input_shape, problem.dtype, last=True)
+            n, c, *size = problem.output_shape
+            self._last = None if prepared is None else Ready(prepared, (n, *size, c))
+        assert not isinstance(self._last, bool)
+        return self._last
 
 
 def ready(spec: ConvSpec, batched_shape: tuple[int, ...], dtype: str, shape: tuple[int, ...]) -> Ready | None:

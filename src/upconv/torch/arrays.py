@@ -90,43 +90,42 @@ _known = lru_cache(maxsize=4096)(lambda spec, shape, dtype, threads: ready(spec,
 execute.forgetters.append(_known.cache_clear)
 
 
+def _last(t: Tensor) -> bool | None:
+    """Whether the tensor's memory is dense with its channels last, or (False) in order; None where neither."""
+    if t.is_contiguous():
+        return False
+    return True if layout_of(t) is not torch.contiguous_format else None
+
+
 def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """The result by a kernel that was found before, or None where a tensor is not contiguous."""
-    if not (x.is_contiguous() and weight.is_contiguous() and (bias is None or bias.is_contiguous())):
+    """The result by a kernel that was found before, or None where a tensor is not dense."""
+    x_last, weight_last = _last(x), _last(weight)
+    if x_last is None or weight_last is None or (bias is not None and not bias.is_contiguous()):
         return None
     at_bias = None if bias is None else bias.data_ptr()
-    return torch.from_numpy(known.at(x.data_ptr(), weight.data_ptr(), weight.nbytes, lambda: array(weight), at_bias))
-
-
-_known_last = lru_cache(maxsize=4096)(lambda spec, shape, dtype, threads: execute.ready_last(spec, tuple(shape), str(dtype)[6:]))
-execute.forgetters.append(_known_last.cache_clear)
+    place = (weight.data_ptr(), weight.nbytes, lambda: array(weight), at_bias, weight_last)
+    if not (x_last or weight_last):
+        return torch.from_numpy(known.at(x.data_ptr(), *place))
+    if x.dim() != weight.dim():
+        return None
+    if x_last and known.last is not None:
+        return torch.from_numpy(known.last.at(x.data_ptr(), *place)).movedim(-1, 1)
+    first = array(x)
+    return _tensor(known.at(address(first), *place), layout_of(x, weight))
 
 
 def layout_note(spec: ConvSpec, x: Tensor) -> str:
     """What becomes of a channels-last x; nothing to say of another."""
-    if x.is_contiguous() or layout_of(x) is torch.contiguous_format:
+    if not _last(x):
         return ""
-    known = _known_last(spec, x.shape, x.dtype, get_num_threads())
-    return ", channels-last as it is" if known else ", channels-last: reordered for a channels-first kernel, and back"
-
-
-def _run_last(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """The result for an x that is channels-last, by a kernel that reads it so; None where it is not, or there is no such."""
-    if x.is_contiguous() or layout_of(x) is torch.contiguous_format or x.is_neg():
-        return None
-    known = _known_last(spec, x.shape, x.dtype, get_num_threads())
-    if known is None:
-        return None
-    w, b = array(weight), None if bias is None else array(bias)
-    y = known.at(x.data_ptr(), address(w), w.nbytes, lambda: w, None if b is None else address(b))
-    return torch.from_numpy(y).movedim(-1, 1)
+    known = _known(spec, x.shape, x.dtype, get_num_threads())
+    if known is not None and known.last is not None:
+        return ", channels-last as it is"
+    return ", channels-last: reordered for a channels-first kernel, and back"
 
 
 def forward(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's output for a batched x, in x's memory format."""
-    last = _run_last(spec, x, weight, bias)
-    if last is not None:
-        return last
     known = _known(spec, x.shape, x.dtype, get_num_threads())
     if known is not None:
         y = run(known, x, weight, bias)
@@ -140,9 +139,7 @@ def input_gradient(spec: ConvSpec, grad_output: Tensor, weight: Tensor, input_si
     """The gradient for x, in grad_output's memory format."""
     other = dual(spec, tuple(input_size))
     if other.output_size(grad_output.shape[2:]) == tuple(input_size):
-        last = _run_last(other, grad_output, weight, None)
-        if last is not None:
-            return last
+        return forward(other, grad_output, weight, None)
     grad_x = execute.input_gradient(spec, array(grad_output), array(weight), tuple(input_size))
     return _tensor(grad_x, layout_of(grad_output, weight))
 
