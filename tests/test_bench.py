@@ -150,7 +150,10 @@ def test_a_contest_of_all_that_is_installed() -> None:
         found = contest.play(layer(), there, 1, seconds=0.01, with_cold=True)
     assert threads.get_num_threads() == before
     assert found.refused == {}
-    assert set(found.times) == {"upconv", *there}
+    ours = {"upconv", "upconv channels-last"} if "torch channels-last" in there else {"upconv"}
+    assert set(found.times) == {*ours, *there}
+    assert found.better == min(found.times[name].median for name in ours)
+    assert found.fastest is None or found.ratio_better == found.times[found.fastest].median / found.better
     assert found.cold is not None
     assert 0 < found.cold.cached < found.cold.compiling < 10
     if there:

@@ -17,7 +17,7 @@ from upconv.bench.suite import Layer
 from upconv.bench.timing import Times, race
 from upconv.codegen import threads
 
-OURS, DEFAULT = "upconv", "torch"
+OURS, LAST, DEFAULT = "upconv", "upconv channels-last", "torch"
 CLOSE = 1e-3  # of the largest output: a rival that is further off computes something else, and is not timed
 
 
@@ -44,15 +44,25 @@ class Outcome:
         return self.times[OURS].median
 
     @property
+    def better(self) -> float:
+        """Our time in the faster of the two layouts, as far as both were timed."""
+        return min(self.times[name].median for name in (OURS, LAST) if name in self.times)
+
+    @property
     def fastest(self) -> str | None:
         """The rival with the least median; None where none took part."""
-        others = {name: t.median for name, t in self.times.items() if name != OURS}
+        others = {name: t.median for name, t in self.times.items() if name not in (OURS, LAST)}
         return min(others, key=others.__getitem__) if others else None
 
     @property
     def ratio(self) -> float | None:
         """How many times faster we are than the fastest rival."""
         return None if self.fastest is None else self.times[self.fastest].median / self.ours
+
+    @property
+    def ratio_better(self) -> float | None:
+        """The same in the faster of our layouts."""
+        return None if self.fastest is None else self.times[self.fastest].median / self.better
 
     @property
     def ratio_default(self) -> float | None:
@@ -115,9 +125,10 @@ def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
 def play(layer: Layer, names: Mapping[str, rivals.Rival], count: int, seconds: float, with_cold: bool = True) -> Outcome:
     """Time our call of a layer and those of the rivals named, `seconds` in all, on `count` threads."""
     case = case_of(layer, count)
-    makers = {OURS: rivals.upconv, **{name: rival.make for name, rival in names.items()}}
+    last = {LAST: rivals.upconv_last} if "torch channels-last" in names and case.spec.rank > 1 else {}
+    makers = {OURS: rivals.upconv, **last, **{name: rival.make for name, rival in names.items()}}
     calls, results, first, refused = _start(case, makers)
-    judge = DEFAULT if DEFAULT in results else next((name for name in results if name != OURS), None)
+    judge = DEFAULT if DEFAULT in results else next((name for name in results if name not in (OURS, LAST)), None)
     difference = None if judge is None else _apart(results[OURS], results[judge])
     for name in [n for n in results if n != OURS and judge is not None and _apart(results[n], results[judge]) > CLOSE]:
         refused[name] = f"its result is not {judge}'s"

@@ -52,7 +52,15 @@ def _ours(functional: Any, case: Case) -> Call:
     return lambda: functional.conv(case.x, frozen, case.bias, **common)
 
 
-def _torch(case: Case, channels_last: bool) -> Call:
+def upconv_last(case: Case) -> Call:
+    """Our call on tensors that are channels-last already."""
+    import upconv.torch
+
+    return _torch(case, True, upconv.torch)
+
+
+def _torch(case: Case, channels_last: bool, functions: Any = None) -> Call:
+    """A call of torch's function for the layer, or of one with its name and arguments among others."""
     import torch
     import torch.nn.functional as F
 
@@ -70,10 +78,10 @@ def _torch(case: Case, channels_last: bool) -> Call:
     padding = [lo for lo, _ in s.padding]
     arguments: tuple[Any, ...]
     if s.transposed:
-        function = getattr(F, f"conv_transpose{s.rank}d")
+        function = getattr(functions or F, f"conv_transpose{s.rank}d")
         arguments = (x, w, bias, s.stride, padding, s.output_padding, s.groups, s.dilation)
     else:
-        function = getattr(F, f"conv{s.rank}d")
+        function = getattr(functions or F, f"conv{s.rank}d")
         arguments = (x, w, bias, s.stride, padding, s.dilation, s.groups)
 
     def call() -> Any:
