@@ -19,6 +19,7 @@ INSIDE = {
     "cli",
     "codegen",
     "execute",
+    "execute_packing",
     "execute_reorder",
     "execute_weight",
     "functional",

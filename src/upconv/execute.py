@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -25,14 +24,12 @@ from upconv import advice, execute_reorder, execute_weight
 from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target, host
+from upconv.execute_packing import Job, Packer, frozen, packed_content, packed_weight
 from upconv.kernels import job as jobs
-from upconv.kernels import reference, weights
-from upconv.kernels.fingerprint import SMALL, fingerprint
+from upconv.kernels import reference
+from upconv.kernels.fingerprint import SMALL
 from upconv.shapes.dual import dual
 from upconv.spec import ConvSpec, Problem
-
-PACKED_BYTES = 1 << 30
-"""Packed weights kept at most, the least recently used given up first."""
 
 
 @lru_cache(maxsize=1)
@@ -72,7 +69,7 @@ class Prepared:
         no_bias = np.zeros(problem.spec.out_channels, problem.dtype)
         self._tables, self._bias = (bound.tables, no_bias), no_bias.ctypes.data
         self._template = template
-        self._idle: list[_Job] = []
+        self._idle: list[Job] = []
         self._kept: tuple[Any, NDArray[Any]] | None = None
         self._seen: tuple[int, int, Any, bytes, NDArray[Any]] = (0, 0, None, b"", no_bias)
         self.threads = plan.threads
@@ -91,9 +88,9 @@ class Prepared:
     def _packed(self, weight: NDArray[Any]) -> NDArray[Any]:
         """The packed weight; at once where the last call's weight comes again and cannot have changed."""
         kept = self._kept
-        if kept is not None and kept[0]() is weight and _frozen(weight):
+        if kept is not None and kept[0]() is weight and frozen(weight):
             return kept[1]
-        if not _frozen(weight):
+        if not frozen(weight):
             return self.packed_at(memory.address(weight), weight.nbytes, lambda: weight)
         packed = packed_weight(self, weight)
         self._kept = (weakref.ref(weight), packed)
@@ -127,7 +124,7 @@ class Prepared:
         try:
             job = self._idle.pop()
         except IndexError:
-            job = _Job(self._template)
+            job = Job(self._template)
         try:
             arena = _arenas.pop()
             if arena.size < self.workspace:  # too small: given up for a larger
@@ -145,19 +142,6 @@ class Prepared:
             threads.run(self.address, job.address, self.threads, self.plan.target)
         self._idle.append(job)
         _arenas.append(arena)
-
-
-class _Job:
-    """One job array, 64-byte aligned; used by one call at a time."""
-
-    __slots__ = ("_memory", "address", "slots")
-
-    def __init__(self, template: ctypes.Array[Any]):
-        size = ctypes.sizeof(template)
-        self._memory = ctypes.create_string_buffer(size + 64)
-        self.address = -(-ctypes.addressof(self._memory) // 64) * 64
-        ctypes.memmove(self.address, template, size)
-        self.slots = type(template).from_address(self.address)
 
 
 class _Arena:
@@ -262,96 +246,6 @@ def _prepare(spec: ConvSpec, shape: tuple[int, ...], dtype: str, last: bool = Fa
     while len(_prepared) > _MOST_PREPARED:
         _prepared.popitem(last=False)
     return prepared
-
-
-# -- weights -----------------------------------------------------------------------------------------------------------
-
-_packed: OrderedDict[Any, tuple[Any, NDArray[Any]]] = OrderedDict()
-_packed_lock = threading.Lock()
-
-
-def _after_fork() -> None:
-    global _packed_lock
-    _packed_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _frozen(array: NDArray[Any]) -> bool:
-    """Whether nobody can write to the array, nor to an array that it is a view of."""
-    while not array.flags.writeable:
-        base = array.base
-        if not isinstance(base, np.ndarray):
-            return True
-        array = base
-    return False
-
-
-def packed_weight(prepared: Prepared, weight: NDArray[Any]) -> NDArray[Any]:
-    """The weight as the prepared kernel reads it; packed again only where it has changed.
-
-    A read-only array (no view of a writable one) is known by identity, so do not unlock and change it. A writable one may
-    change without notice, so its content is compared.
-    """
-    if not _frozen(weight):
-        return packed_content(prepared, memory.address(weight), weight.nbytes, lambda: weight)
-    key = (memory.address(weight), weight.shape, prepared.packing)
-    kept = _packed.get(key)
-    if kept is not None and isinstance(kept[0], weakref.ref) and kept[0]() is weight:
-        return kept[1]
-    return _pack(prepared, key, weakref.ref(weight), weight)
-
-
-def packed_content(
-    prepared: Prepared, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False
-) -> NDArray[Any]:
-    """The packed form of the weight that now stands at an address; `weight` makes the array where it is needed."""
-    key = (address, size, prepared.packing, last)
-    state = fingerprint(address, size, prepared.plan.target)
-    kept = _packed.get(key)
-    if kept is not None and kept[0] == state:
-        return kept[1]
-    return _pack(prepared, key, state, weight())
-
-
-def _pack(prepared: Prepared, key: Any, state: Any, weight: NDArray[Any]) -> NDArray[Any]:
-    packed = prepared.packer(weight)
-    with _packed_lock:
-        _packed[key] = (state, packed)
-        _packed.move_to_end(key)
-        while sum(p.nbytes for _, p in _packed.values()) > PACKED_BYTES and len(_packed) > 1:
-            _packed.popitem(last=False)
-    return packed
-
-
-class Packer:
-    """A prepared problem's weight order, and the code that makes it."""
-
-    def __init__(self, plan: plans.Plan):
-        self._layout = plan.module.weight_layout(plan.problem, plan.blocking)
-        self._dtype, self._target = np.dtype(plan.problem.dtype), plan.target
-        self._threads = plan.threads if self._layout.size > 1 << 15 else 1
-        transform = self._layout.transform
-        name = f"weights_f{8 * self._dtype.itemsize}_{transform.rows}_{plan.target.name}"
-        parameters = weights.code_parameters(transform)
-        self._address = jit.get(name, parameters, ("entry",), lambda: weights.emit(transform), plan.target)["entry"]
-        self._bound = self._layout.bind()
-
-    def __call__(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """The packed weight, 64-byte aligned, in memory of its own."""
-        packed = memory.empty((self._layout.size,), self._dtype)
-        slots, index = (ctypes.c_int64 * len(weights.SLOTS.names))(), weights.SLOTS.index
-        for name, value in self._bound.slots.items():
-            slots[index[name]] = value
-        for name, table in self._bound.tables.items():
-            slots[index[name]] = table.ctypes.data
-        slots[jobs.TASKS] = self._bound.tasks
-        slots[index["x"]], slots[index["y"]] = memory.address(weight), memory.address(packed)
-        job = _Job(slots)
-        threads.run(self._address, job.address, self._threads, self._target)
-        return packed
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
