@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import kernel_runs as runs
+from upconv import planner
 from upconv.codegen import jit
 from upconv.codegen.ir import SIZES, Carry, Function, Value, element_of, lanes_of, literal, mangled, module, vector
 from upconv.codegen.target import Target
@@ -168,7 +169,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 EVERY_KERNEL = [
     pytest.param(kernel, problem, target, id=f"{kernel.NAME}-{name}-{target.name}")
-    for kernel in runs.KERNELS
+    for kernel in (*runs.KERNELS, *planner.LAST)
     for name, problem in ((name, runs.make(**layer)) for name, layer in LAYERS.items())
     for target in (HASWELL, SKYLAKE_X)
     if kernel.rejects(problem, target) is None
