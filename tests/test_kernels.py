@@ -104,6 +104,9 @@ MANY_TAPS: list[dict[str, Any]] = [
     dict(size=(20, 31), kernel_size=(8, 1), stride=(2, 1), padding=(3, 0), batch=2),
     dict(size=(5, 9, 11), kernel_size=(3, 7, 4), stride=(1, 2, 2), padding=1, batch=2),
     dict(size=(6, 9, 11), kernel_size=(2, 6, 5), stride=(2, 1, 1), padding=1, batch=2),
+    dict(size=(5, 9, 11), kernel_size=4, stride=2, padding=1, batch=2),
+    dict(size=(7, 9, 11), kernel_size=(7, 4, 3), stride=(3, 2, 1), padding=(2, 1, 1)),
+    dict(size=(7, 9, 11), kernel_size=3, stride=(4, 1, 1), padding=(0, 1, 1)),
 ]
 """Four taps a phase and more, in one dimension or several."""
 

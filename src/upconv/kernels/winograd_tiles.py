@@ -69,7 +69,7 @@ def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
             return f"dilation {l}"
         if inner and 1 < taps <= MOST_TAPS:
             ways.append(_grouped(taps))
-        elif (taps == 1 and k == s) or (not inner and s == 1) or k == s == 1:
+        elif k == s or not inner:
             ways.append(Way(1, taps))
         else:
             return f"{taps} taps a phase from kernel {k}, stride {s}"
