@@ -181,7 +181,7 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
                     for i in range(tile.vectors):
                         store.emit_vector(f, writer, to, p, v + i, stream(i), offset, s["out_step_w"])
 
-    return microkernel.Finish("fused", arguments, ask, emit_rows)
+    return microkernel.Finish("fused", "v", arguments, ask, emit_rows)
 
 
 _TASK_SLOTS = (

@@ -108,10 +108,12 @@ def best_tile(dtype: str, target: Target, rows: int) -> Tile:
 class Finish:
     """What becomes of a tile's sums in place of being left in `out`: `emit(f, tile, ir, sums, more arguments)` uses them up.
 
-    `prepare(f, tile, ir, more arguments)` comes before they are computed.
+    `prepare(f, tile, ir, more arguments)` comes before they are computed. `vector` is the argument that counts the vectors of
+    columns in front of a tile.
     """
 
     name: str
+    vector: str
     arguments: tuple[tuple[str, str], ...]
     prepare: Callable[[Function, Tile, Value, list[Value]], None]
     emit: Callable[[Function, Tile, Value, list[Value], list[Value]], None]
@@ -134,14 +136,15 @@ def emit_block(
     first, then narrow ones. `column` is the elements of `right` a column: 1 where its rows are `width` long or longer, the
     rows of a panel where it consists of panels, each as wide as a tile. `sizes` holds the tap table, the number of taps, the
     channels and the pitch of the right operand's rows; `pitch` is the output's. Where `more` is not 0, the sums are added to
-    what stands there. `finishing` gives the arguments of tiles with a `Finish`, from jr.
+    what stands there. `finishing` gives the arguments of tiles with a `Finish`, from the first column.
     """
     whole = width // tile.width * tile.width
-    ends = right[whole * column - whole]
-    for start, stop, step, do in ((f.value(0), whole, tile.width, both[0]), (whole, width, tile.lanes, both[1])):
-        with f.loop(start, stop, step, name="jr") as jr:
-            columns = right[jr * column] if step == tile.width else ends[jr]
-            f.call(do, [left, blocks, depth, columns, *sizes, out[jr], pitch, more, *finishing(jr)])
+    for first, last, step, wide, do in (
+        (f.value(0), whole, column * tile.width, tile.width, both[0]),
+        (whole, width, f.value(tile.lanes), tile.lanes, both[1]),
+    ):
+        count = (last - first + (wide - 1)) // wide
+        f.call(do, [left, blocks, depth, right[first * column], *sizes, out[first], pitch, more, count, step, *finishing(first)])
 
 
 TAP = 3
@@ -159,51 +162,64 @@ costs them 1 % at most."""
 
 
 def emit(tile: Tile, name: str = "tile", finish: Finish | None = None) -> Function:
-    """`tile(left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more)`: out (+)= sums of products.
+    """`tile(left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more, tiles, step)`: out (+)= sums.
 
-    `blocks` strips of rows, `depth` elements of `left` each, meet the same columns: the sums go over taps and channels.
-    `taps` is a table of right offset and left offset in elements, and of how many times the channels follow there; the left
-    operand is packed `rows` per channel, the right operand's next channel is `pitch` elements on. `out` gets `rows` rows a
-    strip, `out_pitch` elements apart; where `more` is not 0, they are added to what it holds. With a `finish`, what `out` holds
-    is added to the sums, which go where it says.
+    `tiles` tiles of columns stand `step` elements apart in the right operand and side by side in `out`. For each, `blocks`
+    strips of rows, `depth` elements of `left` each, meet the same columns: the sums go over taps and channels. `taps` is a
+    table of right offset and left offset in elements, and of how many times the channels follow there; the left operand is
+    packed `rows` per channel, the right operand's next channel is `pitch` elements on. `out` gets `rows` rows a strip,
+    `out_pitch` elements apart; where `more` is not 0, they are added to what it holds. With a `finish`, what `out` holds is
+    added to the sums, which go where it says.
     """
     pointers = ("left", "right", "taps", "out")
-    names = ("left", "blocks", "depth", "right", "taps", "tap_count", "channels", "pitch", "out", "out_pitch", "more")
+    names = (
+        "left", "blocks", "depth", "right", "taps", "tap_count", "channels", "pitch", "out", "out_pitch", "more", "tiles", "step",
+    )  # fmt: skip
     parameters = [(n, "ptr" if n in pointers else "i64") for n in names]
     further = finish.arguments if finish else ()
     f = Function(name, [*parameters, *further], attributes="internal noinline nounwind")
-    left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more, *given = f.arguments
+    left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more, count, step, *given = f.arguments
     left, right, out, taps = left.of(tile.element), right.of(tile.element), out.of(tile.element), taps.of("i64")
-    zero = Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type)
-    with f.loop(0, blocks, name="ir") as ir:
+    with f.loop(0, count, name="jr") as jr, f.loop(0, blocks, name="ir") as ir:
+        here = given
         if finish is not None:
-            finish.prepare(f, tile, ir, given)
-        over_taps = Carry([zero] * (tile.rows * tile.vectors if not tile.turned else tile.rows // tile.lanes * tile.turned))
-        with f.loop(0, tap_count, name="tap", carry=over_taps) as t:
-            entry = taps[t * TAP]
-            from_right, from_left = right[f.load("i64", entry)], left[ir * depth + f.load("i64", entry[1])]
-            count = channels * f.load("i64", entry[2])
-            whole = count // UNROLLED * UNROLLED
-            steps = Carry([*over_taps.values, from_left, from_right])
-            for low, high, step, k in ((f.value(0), whole, UNROLLED, "k"), (whole, count, 1, "rest")):
-                with f.loop(low, high, step, name=k, carry=steps):
-                    *sums, a, b = steps.values
-                    if step == UNROLLED:
-                        _ask_ahead(f, tile, a)
-                    for _ in range(step):
-                        sums, a, b = _step(f, tile, sums, a, b), a[tile.rows], b[pitch]
-                    steps.next = [*sums, a, b]
-                steps = Carry(steps.results)
-            over_taps.next = steps.values[:-2]
-        sums = _turned_back(f, tile, over_taps.results) if tile.turned else over_taps.results
-        rows = out[ir * tile.rows * out_pitch]
+            names = [n for n, _ in finish.arguments]
+            here = [g + jr * tile.vectors if n == finish.vector else g for n, g in zip(names, given, strict=True)]
+            finish.prepare(f, tile, ir, here)
+        sums = _sums(f, tile, left[ir * depth], right[jr * step], taps, tap_count, channels, pitch)
+        rows = out[jr * tile.width + ir * tile.rows * out_pitch]
         places = [rows[out_pitch * r][v * tile.lanes] for r in range(tile.rows) for v in range(tile.vectors)]
         fresh = more.equals(0)
         if finish is None:
             _leave(f, tile, fresh, sums, places)
         else:
-            finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), given)
+            finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), here)
     return f
+
+
+def _sums(
+    f: Function, tile: Tile, left: Value, right: Value, taps: Value, tap_count: Value, channels: Value, pitch: Value
+) -> list[Value]:
+    """The sums of a tile over all taps and channels, row by row."""
+    zero = Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type)
+    over_taps = Carry([zero] * (tile.rows * tile.vectors if not tile.turned else tile.rows // tile.lanes * tile.turned))
+    with f.loop(0, tap_count, name="tap", carry=over_taps) as t:
+        entry = taps[t * TAP]
+        from_right, from_left = right[f.load("i64", entry)], left[f.load("i64", entry[1])]
+        count = channels * f.load("i64", entry[2])
+        whole = count // UNROLLED * UNROLLED
+        steps = Carry([*over_taps.values, from_left, from_right])
+        for low, high, step, k in ((f.value(0), whole, UNROLLED, "k"), (whole, count, 1, "rest")):
+            with f.loop(low, high, step, name=k, carry=steps):
+                *sums, a, b = steps.values
+                if step == UNROLLED:
+                    _ask_ahead(f, tile, a)
+                for _ in range(step):
+                    sums, a, b = _step(f, tile, sums, a, b), a[tile.rows], b[pitch]
+                steps.next = [*sums, a, b]
+            steps = Carry(steps.results)
+        over_taps.next = steps.values[:-2]
+    return _turned_back(f, tile, over_taps.results) if tile.turned else over_taps.results
 
 
 def _leave(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> None:
