@@ -151,7 +151,7 @@ TAP = 3
 """Numbers a tap: see `emit`."""
 
 
-UNROLLED = 4
+UNROLLED = 3
 """Steps of the inner loop at a time: its counting takes as long as a fortieth of its work."""
 
 
@@ -183,8 +183,7 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None) -> Functi
     with f.loop(0, count, name="jr") as jr, f.loop(0, blocks, name="ir") as ir:
         here = given
         if finish is not None:
-            names = [n for n, _ in finish.arguments]
-            here = [g + jr * tile.vectors if n == finish.vector else g for n, g in zip(names, given, strict=True)]
+            here = [g + jr * tile.vectors if n == finish.vector else g for (n, _), g in zip(further, given, strict=True)]
             finish.prepare(f, tile, ir, here)
         sums = _sums(f, tile, left[ir * depth], right[jr * step], taps, tap_count, channels, pitch)
         rows = out[jr * tile.width + ir * tile.rows * out_pitch]
