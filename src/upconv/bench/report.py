@@ -161,10 +161,9 @@ def headline(report: Report) -> list[str]:
         _say(found["fastest_rival"], "Against the fastest rival of each layer"),
         _say(found["torch_default"], "Against PyTorch's default (channels-first eager)"),
     ]
-    if found["fastest_rival_in_better_layout"] is not None:
-        lines.insert(
-            1, _say(found["fastest_rival_in_better_layout"], "The same, in the faster of upconv's layouts (as the rivals')")
-        )
+    better = found["fastest_rival_in_better_layout"]
+    if better is not None:
+        lines.insert(1, _say(better, "The same in the faster of upconv's two layouts, as the faster of PyTorch's counts"))
     limit, theirs = found["limit"], found["limit_of_fastest_rival"]
     if limit is not None:
         rest = f"; the fastest rival's {theirs['geometric_mean']:.2f}" if theirs else ""
