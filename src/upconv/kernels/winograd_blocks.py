@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
 
+from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel, store, winograd_code
 from upconv.kernels.geometry import round_up
@@ -77,7 +78,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """
     spec = problem.spec
     m, groups, length = spec.out_channels // spec.groups, spec.groups, columns.count(problem.batch, lines(problem))
-    tile, chunk, most = _tile(problem, target)
+    tile, chunk, most = _tile(spec, problem.dtype, target)
     pieces = max(1, ceil(length / most))
     if pieces * groups < 4 * threads and length >= 4 * tile.width:
         pieces = max(pieces, min(ceil(4 * threads / groups), length // (2 * tile.width)))
@@ -86,44 +87,38 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     block = round_up(ceil(length / pieces), tile.lanes if length < 4 * tile.width else tile.width)
     parts = max(1, ceil(length / block)) * groups
     if parts < 2 * threads and chunk >= m > 1:
-        chunk = _choose_chunk(problem, tile, ceil(m / threads))
-    return sized(problem, tile, chunk, block, _splits(problem, tile, chunk, parts, threads))
+        chunk = _choose_chunk(spec, tile, ceil(m / threads))
+    return sized(problem, tile, chunk, block, _splits(spec, tile, chunk, parts, threads))
 
 
-def _tile(problem: Problem, target: Target) -> tuple[Tile, int, int]:
+@lru_cache(maxsize=512)
+def _tile(spec: ConvSpec, dtype: str, target: Target) -> tuple[Tile, int, int]:
     """(the register tile, output channels a chunk, tiles a block at most) for the fewest cycles, padding included."""
-    spec, item = problem.spec, problem.itemsize
     m, phases = spec.out_channels // spec.groups, prod(steps(spec)[0])
-    points, depth = len(points_of(spec)), depth_of(spec)
+    points, depth, item = len(points_of(spec)), depth_of(spec), SIZES[ELEMENTS[dtype]]
     offers: list[tuple[float, int, tuple[Tile, int, int]]] = []
-    for tile in microkernel.tiles(ELEMENTS[problem.dtype], target):
+    for tile in microkernel.tiles(ELEMENTS[dtype], target):
         if tile.vectors == 1:
             continue
         most = int(target.l2 * 0.35 / (points * depth * item)) // tile.width * tile.width
         most = min(max(most, 2 * tile.width), 512)
         room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
-        chunk = _choose_chunk(problem, tile, min(m, max(room, ceil(tile.rows / phases))))
-        cycles = ceil(m / chunk) * rows_done(problem, _tile_blocks(spec, chunk, tile), tile) * microkernel.step_cycles(tile)
+        chunk = _choose_chunk(spec, tile, min(m, max(room, ceil(tile.rows / phases))))
+        cycles = ceil(m / chunk) * rows_done(spec, _tile_blocks(spec, chunk, tile), tile) * microkernel.step_cycles(tile)
         spilt = max(0.0, points * depth * most * item / target.l2 - 1.0)
         offers.append((cycles / (tile.rows * tile.width) * (1 + SPILT * spilt), len(offers), (tile, chunk, most)))
     return min(offers)[2]
 
 
-def _splits(problem: Problem, tile: Tile, chunk: int, parts: int, threads: int) -> int:
+def _splits(spec: ConvSpec, tile: Tile, chunk: int, parts: int, threads: int) -> int:
     """Into how many shares to cut the chunks of each of `parts` equal parts, each of which transforms its input anew.
 
     The busiest thread is to be done first; tasks that are fewer than three a thread leave none for it to give away where
     another is held up: one a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
     """
-    spec = problem.spec
     chunks = ceil(spec.out_channels // spec.groups / chunk)
-    gemm = (
-        chunks
-        * rows_done(problem, _tile_blocks(spec, chunk, tile), tile)
-        * microkernel.step_cycles(tile)
-        / tile.rows
-        / tile.vectors
-    )
+    rows = chunks * rows_done(spec, _tile_blocks(spec, chunk, tile), tile)
+    gemm = rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = TRANSFORM * len(points_of(spec)) / gemm  # of one part's input, beside its products
 
     def time(splits: int) -> float:
@@ -161,12 +156,18 @@ def sized(problem: Problem, tile: Tile, chunk: int, block: int, splits: int) -> 
     )  # fmt: skip
 
 
-def rows_done(problem: Problem, tile_blocks: tuple[int, ...], tile: Tile) -> int:
+def rows_done(spec: ConvSpec, tile_blocks: tuple[int, ...], tile: Tile) -> int:
     """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles."""
-    spec = problem.spec
     if not spec.transposed:
         return len(points_of(spec)) * sum(tile_blocks) * tile.rows
-    return sum(tile_blocks[i] * tile.rows for point in points_of(spec) for i in live(spec, point))
+    return sum(blocks * points for blocks, points in zip(tile_blocks, _live_points(spec), strict=True)) * tile.rows
+
+
+@lru_cache(maxsize=512)
+def _live_points(spec: ConvSpec) -> tuple[int, ...]:
+    """At how many points each class is live."""
+    kept = [live(spec, point) for point in points_of(spec)]
+    return tuple(sum(i in classes_ for classes_ in kept) for i in range(len(classes(spec))))
 
 
 def _tile_blocks(spec: ConvSpec, chunk: int, tile: Tile) -> tuple[int, ...]:
@@ -174,12 +175,11 @@ def _tile_blocks(spec: ConvSpec, chunk: int, tile: Tile) -> tuple[int, ...]:
     return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(spec))
 
 
-def _choose_chunk(problem: Problem, tile: Tile, most: int) -> int:
+def _choose_chunk(spec: ConvSpec, tile: Tile, most: int) -> int:
     """Output channels at a time, at most so many, for the least padding of tiles; larger chunks where little speaks for less."""
-    spec = problem.spec
 
     def cost(chunk: int) -> float:
-        rows = rows_done(problem, _tile_blocks(spec, chunk, tile), tile)
+        rows = rows_done(spec, _tile_blocks(spec, chunk, tile), tile)
         return ceil(spec.out_channels // spec.groups / chunk) * (rows + 0.02 * most)
 
     return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
