@@ -24,7 +24,7 @@ from upconv import advice, execute_reorder, execute_weight
 from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target, host
-from upconv.execute_packing import Job, Packer, frozen, packed_content, packed_weight
+from upconv.execute_packing import Packer, frozen, packed_content, packed_weight
 from upconv.kernels import job as jobs
 from upconv.kernels import reference
 from upconv.kernels.fingerprint import SMALL
@@ -69,7 +69,7 @@ class Prepared:
         no_bias = np.zeros(problem.spec.out_channels, problem.dtype)
         self._tables, self._bias = (bound.tables, no_bias), no_bias.ctypes.data
         self._template = template
-        self._idle: list[Job] = []
+        self._idle: list[_Job] = []
         self._kept: tuple[Any, NDArray[Any]] | None = None
         self._seen: tuple[int, int, Any, bytes, NDArray[Any]] = (0, 0, None, b"", no_bias)
         self.threads = plan.threads
@@ -124,7 +124,7 @@ class Prepared:
         try:
             job = self._idle.pop()
         except IndexError:
-            job = Job(self._template)
+            job = _Job(self._template)
         try:
             arena = _arenas.pop()
             if arena.size < self.workspace:  # too small: given up for a larger
@@ -142,6 +142,19 @@ class Prepared:
             threads.run(self.address, job.address, self.threads, self.plan.target)
         self._idle.append(job)
         _arenas.append(arena)
+
+
+class _Job:
+    """One job array, 64-byte aligned; used by one call at a time."""
+
+    __slots__ = ("_memory", "address", "slots")
+
+    def __init__(self, template: ctypes.Array[Any]):
+        size = ctypes.sizeof(template)
+        self._memory = ctypes.create_string_buffer(size + 64)
+        self.address = -(-ctypes.addressof(self._memory) // 64) * 64
+        ctypes.memmove(self.address, template, size)
+        self.slots = type(template).from_address(self.address)
 
 
 class _Arena:

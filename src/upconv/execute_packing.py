@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
@@ -32,19 +31,6 @@ class Prepared(Protocol):
     @property
     def packer(self) -> Packer:
         """What packs its weights."""
-
-
-class Job:
-    """One job array, 64-byte aligned; used by one call at a time."""
-
-    __slots__ = ("_memory", "address", "slots")
-
-    def __init__(self, template: ctypes.Array[Any]):
-        size = ctypes.sizeof(template)
-        self._memory = ctypes.create_string_buffer(size + 64)
-        self.address = -(-ctypes.addressof(self._memory) // 64) * 64
-        ctypes.memmove(self.address, template, size)
-        self.slots = type(template).from_address(self.address)
 
 
 _packed: OrderedDict[Any, tuple[Any, NDArray[Any]]] = OrderedDict()
@@ -123,13 +109,8 @@ class Packer:
     def __call__(self, weight: NDArray[Any]) -> NDArray[Any]:
         """The packed weight, 64-byte aligned, in memory of its own."""
         packed = memory.empty((self._layout.size,), self._dtype)
-        slots, index = (ctypes.c_int64 * len(weights.SLOTS.names))(), weights.SLOTS.index
-        for name, value in self._bound.slots.items():
-            slots[index[name]] = value
-        for name, table in self._bound.tables.items():
-            slots[index[name]] = table.ctypes.data
-        slots[jobs.TASKS] = self._bound.tasks
-        slots[index["x"]], slots[index["y"]] = memory.address(weight), memory.address(packed)
-        job = Job(slots)
-        threads.run(self._address, job.address, self._threads, self._target)
+        arrays = {"x": weight, "y": packed, **self._bound.tables}
+        numbers = {**self._bound.slots, **{name: memory.address(array) for name, array in arrays.items()}}
+        job = jobs.filled(weights.SLOTS, numbers, self._bound.tasks)
+        threads.run(self._address, job.ctypes.data, self._threads, self._target)
         return packed

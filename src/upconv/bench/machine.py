@@ -6,7 +6,6 @@ algorithm must move at the other.
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +68,8 @@ class _Work:
 
     def __init__(self, slots: jobs.Slots, code: jit.Code, tasks: int, target: Target, values: dict[str, int]):
         self.amount, self.threads, self.target, self.code = 0.0, 1, target, code
-        self.arrays: list[Any] = [memory.empty((len(slots.names) + LINE // 8,), np.int64)]
-        self.address = _aligned(self.arrays[0])
-        self.slots = (ctypes.c_int64 * len(slots.names)).from_address(self.address)
-        for name in slots.names:
-            self.slots[slots.index[name]] = values.get(name, 0)
-        self.slots[jobs.TASKS] = tasks
+        self.slots = jobs.filled(slots, values, tasks)
+        self.arrays: list[Any] = [self.slots]
 
     def best(self, tries: int) -> float:
         """The most a second of a few runs, after one that is not counted."""
@@ -83,7 +78,7 @@ class _Work:
     def _seconds(self) -> float:
         self.slots[jobs.NEXT] = self.slots[jobs.TICKET] = 0
         start = perf_counter()
-        threads.run(self.code["entry"], self.address, self.threads, self.target)
+        threads.run(self.code["entry"], self.slots.ctypes.data, self.threads, self.target)
         return perf_counter() - start
 
 

@@ -47,6 +47,11 @@ class Report:
         return self.machine.limit(problem.flops, problem.bytes) / (outcome.ours if seconds is None else seconds)
 
     @property
+    def ours(self) -> list[str]:
+        """Our layouts, the second where it was timed in some layer."""
+        return [OURS, LAST] if any(LAST in o.times for o in self.outcomes) else [OURS]
+
+    @property
     def rivals(self) -> list[str]:
         """Those that took part in some layer."""
         return list(dict.fromkeys(name for o in self.outcomes for name in o.times if name not in (OURS, LAST)))
@@ -78,9 +83,9 @@ def summary(report: Report) -> dict[str, Any]:
     named = [(o.layer.name, o.ratio, o.ratio_default) for o in outcomes]
     return {
         "fastest_rival": _against([(name, r) for name, r, _ in named if r is not None]),
-        "fastest_rival_in_better_layout": _against([(o.layer.name, o.ratio_better) for o in outcomes if o.ratio_better is not None])
-        if any(LAST in o.times for o in outcomes)
-        else None,
+        "fastest_rival_in_better_layout": _against(
+            [(o.layer.name, o.ratio_better) for o in outcomes if o.ratio_better is not None and LAST in report.ours]
+        ),
         "torch_default": _against([(name, r) for name, _, r in named if r is not None]),
         "limit": _against([(o.layer.name, report.fraction(o)) for o in outcomes]),
         "limit_of_fastest_rival": _against(
@@ -187,8 +192,7 @@ def _number(value: float | None, form: str) -> str:
 
 def rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """(headings, cells) of the table, one row a layer."""
-    rivals = report.rivals
-    ours = [OURS, LAST] if any(LAST in o.times for o in report.outcomes) else [OURS]
+    ours, rivals = report.ours, report.rivals
     titles = ["layer", "GFLOP", *(f"{name} ms" for name in (*ours, *rivals)), "x fastest", "x torch", "of limit", "kernel"]
     cells = []
     for o in report.outcomes:

@@ -39,7 +39,7 @@ from upconv.kernels.direct_way import (
     shape_groups,
     typical_sums,
 )
-from upconv.kernels.geometry import Read, band, round_up
+from upconv.kernels.geometry import Read, band, folded, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.spec import Problem
 
@@ -89,9 +89,7 @@ class Blocking:
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    if problem.spec.padding_mode != "zeros":
-        return f"padding_mode {problem.spec.padding_mode} is folded outside the kernel"
-    return None
+    return folded(problem.spec)
 
 
 # -- the choice ------------------------------------------------------------------------------------------------------------

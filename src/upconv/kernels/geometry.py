@@ -12,12 +12,17 @@ from functools import lru_cache
 from itertools import product
 
 from upconv.shapes.phase import phase_taps
-from upconv.spec import Problem, effective_kernel
+from upconv.spec import ConvSpec, Problem, effective_kernel
 
 
 def round_up(value: int, unit: int) -> int:
     """The least multiple of `unit` that is not below `value`."""
     return -(-value // unit) * unit
+
+
+def folded(spec: ConvSpec) -> str | None:
+    """Why no kernel runs a layer of another padding mode than zeros, or None for one of zeros."""
+    return None if spec.padding_mode == "zeros" else f"padding_mode {spec.padding_mode} is folded outside the kernel"
 
 
 Taps = tuple[tuple[int, int, int], ...]

@@ -20,7 +20,7 @@ from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
 from upconv.kernels import indirect_code, microkernel, weights
 from upconv.kernels import job as jobs
-from upconv.kernels.geometry import Band, Read, band, round_up
+from upconv.kernels.geometry import Band, Read, band, folded, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.spec import ConvSpec, Problem
 
@@ -82,8 +82,8 @@ def phase_sets(problem: Problem) -> tuple[PhaseSet, ...]:
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
     spec = problem.spec
-    if spec.padding_mode != "zeros":
-        return f"padding_mode {spec.padding_mode} is folded outside the kernel"
+    if folded(spec):
+        return folded(spec)
     if target.lanes(problem.itemsize) < 2:
         return "no vectors"
     if spec.out_channels // spec.groups < target.lanes(problem.itemsize):

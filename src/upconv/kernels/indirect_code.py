@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Carry, Function, Value, lanes_of, module, vector
+from upconv.codegen.ir import Carry, Function, Value, module, vector
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -121,18 +121,19 @@ def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
         f.masked_load(type_, bias[v * tile.lanes], f.lanes_between(v * tile.lanes, 0, valid, tile.lanes)) for v in range(vectors)
     ]
     full = valid.equals(vectors * tile.lanes)
-    whole = channels // microkernel.UNROLLED * microkernel.UNROLLED
+    in_steps = microkernel.unrolled(f, channels)
     with f.loop(0, (width + (many - 1)) // many, name="t") as t:
         row = table[t * (taps + 1) * many]
         over_taps = Carry([*[zero] * (many * vectors), weight])
         with f.loop(0, taps, name="tap", carry=over_taps) as tap:
             sources = [f.load_pointer(row[tap * many + j], element)[x_at] for j in range(many)]
             steps = Carry(list(over_taps.values))
-            for low, high, step, k_name in ((f.value(0), whole, microkernel.UNROLLED, "k"), (whole, channels, 1, "rest")):
+            for low, high, step, k_name in in_steps:
                 with f.loop(low, high, step, name=k_name, carry=steps) as k:
                     *sums, left = steps.values
                     for u in range(step):
-                        sums = _step(f, type_, sums, left[u * tile.rows], [source[k + u] for source in sources], vectors)
+                        weights = left[u * tile.rows]
+                        sums = microkernel.products(f, type_, sums, weights, vectors, [source[k + u] for source in sources])
                     steps.next = [*sums, left[step * tile.rows]]
                 steps = Carry(steps.results)
             over_taps.next = steps.values
@@ -150,15 +151,3 @@ def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
                         f.store(value, line[v * tile.lanes])
                     f.call(copy, [line, to, valid])
     return f
-
-
-def _step(f: Function, type_: str, sums: list[Value], left: Value, right: list[Value], vectors: int) -> list[Value]:
-    """One channel of x: its weights in vectors, each column's element broadcast."""
-    lanes, element = lanes_of(type_), left.element
-    assert element is not None
-    weights = [f.load(type_, left[v * lanes]) for v in range(vectors)]
-    done = []
-    for j, address in enumerate(right):
-        scalar = f.splat(f.load(element, address), type_)
-        done += [f.fma(w, scalar, sums[j * vectors + v]) for v, w in enumerate(weights)]
-    return done

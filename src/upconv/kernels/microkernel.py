@@ -10,12 +10,12 @@ broadcast. Operands and result are laid out as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
-from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, element_of, lanes_of, vector
 from upconv.codegen.target import Target
 from upconv.kernels.store import weave
 
@@ -206,9 +206,9 @@ def _sums(
         entry = taps[t * TAP]
         from_right, from_left = right[f.load("i64", entry)], left[f.load("i64", entry[1])]
         count = channels * f.load("i64", entry[2])
-        whole = count // UNROLLED * UNROLLED
+        in_steps = unrolled(f, count)
         steps = Carry([*over_taps.values, from_left, from_right])
-        for low, high, step, k in ((f.value(0), whole, UNROLLED, "k"), (whole, count, 1, "rest")):
+        for low, high, step, k in in_steps:
             with f.loop(low, high, step, name=k, carry=steps):
                 *sums, a, b = steps.values
                 if step == UNROLLED:
@@ -246,15 +246,30 @@ def _ask_ahead(f: Function, tile: Tile, left: Value) -> None:
         f.prefetch(left[(AHEAD + line * LINE) // item])
 
 
+def unrolled(f: Function, count: Value) -> tuple[tuple[Value, Value, int, str], ...]:
+    """(low, high, step, name) of the two loops over so many channels: several together, then the rest one by one."""
+    whole = count // UNROLLED * UNROLLED
+    return (f.value(0), whole, UNROLLED, "k"), (whole, count, 1, "rest")
+
+
 def _step(f: Function, tile: Tile, sums: list[Value], a: Value, b: Value) -> list[Value]:
-    """One channel: broadcast then FMA, row by row, the order that keeps LLVM from spilling."""
+    """One channel of a tile."""
     several, scalars = (a, b) if tile.turned else (b, a)
-    vectors = [f.load(tile.type, several[v * tile.lanes]) for v in range(tile.rows // tile.lanes if tile.turned else tile.vectors)]
-    done = []
-    for r in range(tile.turned or tile.rows):
-        scalar = f.splat(f.load(tile.element, scalars[r]), tile.type)
-        for v, value in enumerate(vectors):
-            done.append(f.fma(value, scalar, sums[r * len(vectors) + v]))
+    vectors = tile.rows // tile.lanes if tile.turned else tile.vectors
+    return products(f, tile.type, sums, several, vectors, (scalars[r] for r in range(tile.turned or tile.rows)))
+
+
+def products(f: Function, type_: str, sums: list[Value], several: Value, vectors: int, scalars: Iterable[Value]) -> list[Value]:
+    """The sums with `vectors` vectors times each scalar added, the scalars given by their addresses.
+
+    Broadcast then FMA, scalar by scalar, is the order that keeps LLVM from spilling.
+    """
+    values = [f.load(type_, several[v * lanes_of(type_)]) for v in range(vectors)]
+    done: list[Value] = []
+    for address in scalars:
+        scalar = f.splat(f.load(element_of(type_), address), type_)
+        for value in values:
+            done.append(f.fma(value, scalar, sums[len(done)]))
     return done
 
 

@@ -19,7 +19,7 @@ from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel, pack, store, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import Line
-from upconv.kernels.geometry import Axis, Band, round_up
+from upconv.kernels.geometry import Axis, Band, folded, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.shapes.phase import phase_taps
 from upconv.spec import Problem
@@ -113,8 +113,8 @@ def rejects(problem: Problem, target: Target) -> str | None:
     spec = problem.spec
     if not spec.transposed:
         return "a convolution gathers, it does not scatter"
-    if spec.padding_mode != "zeros":
-        return f"padding_mode {spec.padding_mode} is folded outside the kernel"
+    if folded(spec):
+        return folded(spec)
     if prod(problem.input_size) > MOST_POSITIONS:
         return f"{prod(problem.input_size)} positions an image: the patches would leave the cache"
     return None

@@ -25,7 +25,7 @@ from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel, store, weights, winograd_code
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
-from upconv.kernels.geometry import round_up
+from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.winograd_blocks import TRANSFORM, Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
@@ -55,8 +55,8 @@ EXACT = False
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
     spec = problem.spec
-    if spec.padding_mode != "zeros":
-        return f"padding_mode {spec.padding_mode} is folded outside the kernel"
+    if folded(spec):
+        return folded(spec)
     if target.lanes(problem.itemsize) < 4:
         return "vectors too short to be worth the transforms"
     if too_far(problem, target.lanes(problem.itemsize)):
