@@ -456,7 +456,9 @@ def browse(path, script, folder):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-def test_the_page_answers_to_mouse_and_keyboard(tmp_path):
+@pytest.mark.parametrize("in_front", [True, False])
+def test_the_page_answers_to_mouse_and_keyboard(in_front, tmp_path):
+    # A window that is not in front sends no focus events: keys must do without them.
     e = explain(dict(kernel_size=4, stride=2, padding=1), (5, 5))
     path = tmp_path / "layer.html"
     e.save(path)
@@ -477,6 +479,8 @@ def test_the_page_answers_to_mouse_and_keyboard(tmp_path):
       shown.id = "log";
       shown.textContent = log.join("\\n");
     """
+    if not in_front:
+        script = 'addEventListener("focus", (event) => event.stopImmediatePropagation(), true);' + script
     log = re.search(r'<pre id="log">(.*?)</pre>', browse(path, script, tmp_path / "profile"), re.S).group(1).splitlines()
 
     def line(cell):

@@ -77,6 +77,13 @@
       const reach = some.map((t) => `y[${at(t.other)}] through w[${at(t.tap)}]`).join(", ");
       return `Input ${where} reaches ${terms.length ? reach + more : "nothing: padding crops all of it"}`;
     }
+    // A window that is not in front gives the cell its focus, but no event of it: what to show does not wait for one.
+    function choose(side, where) {
+      const chosen = cells[side].get(where);
+      for (const c of cells[side].values()) c.setAttribute("tabindex", c === chosen ? "0" : "-1");
+      show(side, where);
+      if (document.activeElement !== chosen) chosen.focus();
+    }
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
     for (const side of ["x", "y"]) {
       let first = true;
@@ -85,18 +92,15 @@
         cell.setAttribute("role", "button");
         first = false;
         cell.addEventListener("mouseenter", () => show(side, where));
-        cell.addEventListener("click", () => cell.focus());
-        cell.addEventListener("focus", () => {
-          for (const c of cells[side].values()) c.setAttribute("tabindex", c === cell ? "0" : "-1");
-          show(side, where);
-        });
+        cell.addEventListener("click", () => choose(side, where));
+        cell.addEventListener("focus", () => choose(side, where));
         cell.addEventListener("keydown", (event) => {
           const step = steps[event.key];
           if (!step) return;
           const move = flat ? [step[0] + step[1]] : step;
-          const next = cells[side].get(at(where.split(",").map((p, d) => Number(p) + move[d])));
+          const next = at(where.split(",").map((p, d) => Number(p) + move[d]));
           event.preventDefault();
-          next?.focus();
+          if (cells[side].has(next)) choose(side, next);
         });
       }
     }
