@@ -130,6 +130,7 @@ PICTURES: dict[str, Callable[[], str]] = {
     "band.svg": band,
     "gemm.svg": gemm,
     "winograd.svg": winograd_window,
+    "depthwise.svg": lambda: explain(K4S2, 9).svg(),
     "weight-gradient.svg": weight_gradient,
 }
 

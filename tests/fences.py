@@ -114,6 +114,12 @@ def layers() -> list[dict[str, Any]]:
     add((64, 64), 8, 2, 4, 4)
     add((3, 4, 5), 5, 6, 3, 2, padding=1, output_padding=1)
     add((3, 4, 17), 4, 6, 2, 2, batch=2)
+    for width in (1, 7, 8, 9, 33, 70, 131):  # depthwise: rows shorter than a vector, of heads and tails, and of blocks
+        add((3, width), 3, 3, 4, 2, groups=3, padding=1, batch=2)
+        add((4, width), 2, 4, 5, 1, groups=2, padding=2, transposed=False)
+        add((width,), 5, 5, 12, 2, groups=5)
+        add((width,), 3, 3, 7, 5, groups=3, padding=3, dilation=2, output_padding=1)
+        add((2, 3, width), 2, 2, (2, 3, 16), (2, 1, 8), groups=2, padding=(0, 1, 4))
     add((5, 6, 7), 4, 3, (1, 3, 2), (1, 2, 3), transposed=False, padding=(0, 1, 1))
     add((4, 1, 9), 6, 4, (2, 1, 20), (1, 1, 18), groups=2)
     return found

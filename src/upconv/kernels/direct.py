@@ -46,6 +46,8 @@ from upconv.spec import Problem
 NAME = "direct"
 EXACT = True
 SLOTS = direct_code.SLOTS
+PACK, LISTED = 600.0, 50.0
+"""Cycles to begin packing a block of the band, and to list one of its rows. Measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +360,10 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         tiles += (repeats - 1) * len(distinct_reads(_groups(problem, how))) * spec.in_channels * vectors * 2.5
         again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
         tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * _more(tile)
+    else:
+        packs = spec.groups * how.block_count * ceil(spec.in_channels // spec.groups / how.channels_a_pack)
+        rows = ((how.block + how.left + how.right) / shape.axes[2].pitch + 1) * shape.planes
+        tiles += packs * (PACK + LISTED * rows)
     d, h, w = shape.axes
     rows = problem.batch * spec.out_channels * d.positions * h.positions * d.out_step * h.out_step
     stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
