@@ -11,7 +11,7 @@ dimension. A task lists its columns once, in whole vectors, so that its inner lo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 from upconv.codegen.ir import Carry, Function, Value, vector
 from upconv.kernels.geometry import round_up
@@ -21,7 +21,7 @@ from upconv.spec import Problem
 SLOTS = (
     "rows_d", "rows_h", "rows_w", "positions_w", "x_image", "x_d", "x_h", "step_d", "step_h", "step_w",
     "size_d", "size_h", "size_w", "out_d", "out_h", "out_w", "out_step_d", "out_step_h", "out_step_w",
-    "crop_d", "crop_h", "crop_w", "y_image", "length",
+    "crop_d", "crop_h", "crop_w", "y_image", "length", "unit", "units", "longer", "block_count",
 )  # fmt: skip
 NOWHERE = -(1 << 30)
 """The coordinate of a column that is none: every read of it is outside."""
@@ -52,6 +52,47 @@ LINE_OF_ONE = Line(1, 1, 1, 1, 0, 1)
 def count(batch: int, lines: tuple[Line, ...]) -> int:
     """The columns of the whole batch."""
     return batch * prod(line.positions for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Columns cut into `count` blocks of whole units (the last unit may be short), as equal as can be, the longer ones first.
+
+    So every thread has as much to do: eight blocks of 80 of 576 columns are 320 for one of two threads, and 256 for the other.
+    """
+
+    length: int
+    unit: int
+    count: int
+
+    @property
+    def units(self) -> int:
+        return max(1, ceil(self.length / self.unit))
+
+    @property
+    def block(self) -> int:
+        """Columns of the largest block."""
+        return ceil(self.units / self.count) * self.unit
+
+    def slots(self) -> dict[str, int]:
+        """The job's numbers."""
+        units, longer = divmod(self.units, self.count)
+        return {"unit": self.unit, "units": units, "longer": longer, "block_count": self.count}
+
+
+def cut(length: int, unit: int, pieces: int) -> Cut:
+    """So many pieces, fewer where there are not enough units.
+
+    >>> cut(1369, 16, 30), cut(1369, 16, 30).block
+    (Cut(length=1369, unit=16, count=30), 48)
+    """
+    return Cut(length, unit, max(1, min(pieces, ceil(length / unit))))
+
+
+def emit_cut(f: Function, s: dict[str, Value], number: Value) -> tuple[Value, Value]:
+    """The first column of a block, and its columns."""
+    low, high = ((n * s["units"] + f.minimum(n, s["longer"])) * s["unit"] for n in (number, number + 1))
+    return low, f.minimum(high, s["length"]) - low
 
 
 TOO_FAR = "images too large: columns of a vector may lie further apart than 32 bits count"

@@ -26,7 +26,7 @@ from upconv.kernels.direct_way import (
     TILE,
     PhaseGroup,
     band_channels,
-    choose_block,
+    choose_cut,
     choose_tile,
     choose_way,
     distinct_reads,
@@ -61,8 +61,7 @@ class Blocking:
     chunk: int
     chunks: int
     tile_blocks: tuple[int, ...]
-    block: int
-    block_count: int
+    cut: columns.Cut
     groups_a_task: int
     splits: int
     chunks_a_round: int
@@ -82,6 +81,10 @@ class Blocking:
     @property
     def workspace_bytes(self) -> int:
         return self.table_bytes + self.found_bytes + self.scratch_bytes + self.line_bytes + self.right_bytes + 256
+
+    @property
+    def block(self) -> int:
+        return self.cut.block
 
     @property
     def room(self) -> int:
@@ -119,11 +122,11 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right_row = channels_a_pack * shape.planes * item
     repeats = channels_a_pack < channels_in
     rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
-    block = choose_block(length, tile, target, threads, spec.groups, right_row, rows * item if repeats else 0, halo)
-    block_count = max(1, ceil(length / block))
-    group_parts = min(spec.groups, max(1, ceil(4 * threads / block_count)))
+    cut = choose_cut(length, tile, target, threads, spec.groups, right_row, rows * item if repeats else 0, halo)
+    block = cut.block
+    group_parts = min(spec.groups, max(1, ceil(4 * threads / cut.count)))
     groups_a_task = ceil(spec.groups / group_parts)
-    parts = block_count * ceil(spec.groups / groups_a_task)
+    parts = cut.count * ceil(spec.groups / groups_a_task)
     chunk = way.chunk
     if threads > 1 and parts * ceil(channels_out / chunk) < 2 * threads:
         chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
@@ -149,8 +152,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right_size = channels_a_pack * right_pitch
     return Blocking(
         tile=tile, panels=way.panels, cropped=way.cropped, shared=way.shared,
-        chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block,
-        block_count=block_count, groups_a_task=groups_a_task, splits=splits, chunks_a_round=chunks_a_round,
+        chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
+        groups_a_task=groups_a_task, splits=splits, chunks_a_round=chunks_a_round,
         columns_a_store=columns_a_store, channels_a_pack=channels_a_pack,
         scratch_pitch=scratch_pitch, right_pitch=right_pitch, plane_pitch=plane_pitch, left=left, right=right,
         table_bytes=columns.table_bytes(room, tile.lanes), found_bytes=round_up(found, 64),
@@ -238,10 +241,11 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     slots = {
         **columns.slots(lines(shape), problem.batch, spec.in_channels, spec.out_channels),
         **({} if how.panels else numbers_of_pack),
-        "x_channel": image_in, "read_count": len(reads), "panel_size": len(reads) * how.channels_a_pack * how.tile.width,
+        **how.cut.slots(), "x_channel": image_in, "read_count": len(reads),
+        "panel_size": len(reads) * how.channels_a_pack * how.tile.width,
         "panel_channels": how.channels_a_pack, "channels": c, "channels_a_pack": how.channels_a_pack, "y_channel": image_out,
         "channels_filled": parts * how.channels_a_pack,
-        "group_count": len(groups), "block": how.block, "block_count": how.block_count, "room": how.room,
+        "group_count": len(groups), "room": how.room,
         "groups": spec.groups, "groups_a_task": how.groups_a_task, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks_a_round": how.chunks_a_round,
         "columns_a_store": how.columns_a_store, "zero_row": zero_row, "fused": int(_fused(problem, how)),
@@ -327,7 +331,7 @@ def emit(problem: Problem, how: Blocking) -> str:
 
 def tasks(problem: Problem, how: Blocking) -> int:
     """Independent pieces of work."""
-    return how.block_count * ceil(problem.spec.groups / how.groups_a_task) * how.splits
+    return how.cut.count * ceil(problem.spec.groups / how.groups_a_task) * how.splits
 
 
 def _length(problem: Problem, how: Blocking) -> int:
@@ -361,7 +365,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
         tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * _more(tile)
     else:
-        packs = spec.groups * how.block_count * ceil(spec.in_channels // spec.groups / how.channels_a_pack)
+        packs = spec.groups * how.cut.count * ceil(spec.in_channels // spec.groups / how.channels_a_pack)
         rows = ((how.block + how.left + how.right) / shape.axes[2].pitch + 1) * shape.planes
         tiles += packs * (PACK + LISTED * rows)
     d, h, w = shape.axes
@@ -370,7 +374,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     if _fused(problem, how):
         stored /= 3  # the sums are still in registers, and the lines that they go to have been asked for
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
-    streamed = how.block_count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
+    streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
     return microkernel.seconds(target, threads, tasks(problem, how), tiles, stored, moved, streamed)
 
 

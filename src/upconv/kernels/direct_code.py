@@ -16,7 +16,7 @@ SLOTS = jobs.Slots(
         dict.fromkeys(
             (
                 *columns.SLOTS, *panel.SLOTS, *pack.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "phase_groups",
-                "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "block", "block_count", "room",
+                "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "room",
                 "groups", "groups_a_task", "splits", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
                 "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
                 "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows", "y_rows_a_chunk",
@@ -65,8 +65,7 @@ def emit(code: Code) -> str:
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, part = jobs.place_of(number, s)
-        low = position * s["block"]
-        width = f.minimum(s["length"] - low, s["block"])
+        low, width = columns.emit_cut(f, s, position)
         vectors = (width + (tile.lanes - 1)) // tile.lanes
         table, found = workspace, workspace[s["table_bytes"]]
         scratch = found[s["found_bytes"]].of(tile.element)
@@ -186,9 +185,9 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
 
 _TASK_SLOTS = (
     "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch", "y_channel",
-    "group_count", "length", "block", "block_count", "room", "groups", "groups_a_task", "splits", "chunks_a_split",
-    "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group", "x_group",
-    "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk",
+    "group_count", "length", "unit", "units", "longer", "block_count", "room", "groups", "groups_a_task", "splits",
+    "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group",
+    "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from math import ceil, inf, prod
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel
-from upconv.kernels.columns import Line
+from upconv.kernels.columns import Cut, Line, cut
 from upconv.kernels.geometry import Band, Read, band, round_up
 from upconv.kernels.microkernel import Tile
 from upconv.spec import ConvSpec, Problem
@@ -236,9 +236,9 @@ def band_channels(channels: int, halo_bytes: int, target: Target) -> int:
     return ceil(channels / ceil(channels / most))
 
 
-def choose_block(
+def choose_cut(
     length: int, tile: Tile, target: Target, threads: int, groups: int, right_row: int, scratch_row: int, halo: int
-) -> int:
+) -> Cut:
     """Columns a task takes: as many as the cache holds, fewer where threads would stand idle.
 
     `right_row` and `scratch_row` are the bytes that one column needs in the panels (or the band) and in the scratch block.
@@ -251,4 +251,4 @@ def choose_block(
         pieces = max(pieces, min(ceil(4 * threads / groups), length // least, 4 * threads))
     if pieces > 1 and groups < threads:
         pieces = round_up(pieces, threads)
-    return max(tile.lanes, round_up(ceil(length / max(pieces, 1)), tile.lanes if length < 4 * tile.width else tile.width))
+    return cut(length, tile.lanes if length < 4 * tile.width else tile.width, pieces)

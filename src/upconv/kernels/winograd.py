@@ -142,8 +142,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     slots = {
         **columns.slots(lines(problem), problem.batch, spec.in_channels, spec.out_channels),
         "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
-        "panel_size": how.depth * how.tile.width, "block": how.block,
-        "block_count": how.block_count, "room": how.room, "splits": how.splits,
+        "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
         "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c, "depth": how.depth, "depth_part": how.depth_part,
         "phases_h": ph, "phases_w": pw, "weight_point": how.chunks * chunk_size,
@@ -235,7 +234,7 @@ def emit(problem: Problem, how: Blocking) -> str:
 
 def tasks(problem: Problem, how: Blocking) -> int:
     """Independent pieces of work."""
-    return how.block_count * problem.spec.groups * how.splits
+    return how.cut.count * problem.spec.groups * how.splits
 
 
 def macs(problem: Problem, how: Blocking) -> int:
@@ -257,7 +256,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     wide = w.positions > 2 * tile.lanes
     stored = store.cycles(vectors * rows * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
-    streamed = how.block_count * rows * how.depth * how.points / spec.groups * problem.itemsize
+    streamed = how.cut.count * rows * how.depth * how.points / spec.groups * problem.itemsize
     gemm = tile_steps * microkernel.step_cycles(tile) * 1.1
     return microkernel.seconds(target, threads, tasks(problem, how), gemm, transforms + stored, moved, streamed)
 

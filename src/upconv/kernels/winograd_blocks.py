@@ -35,8 +35,7 @@ class Blocking:
     chunk: int
     chunks: int
     tile_blocks: tuple[int, ...]
-    block: int
-    block_count: int
+    cut: columns.Cut
     splits: int
     depth: int
     depth_part: int
@@ -58,6 +57,10 @@ class Blocking:
     @property
     def points(self) -> int:
         return prod(way.window for way in self.ways)
+
+    @property
+    def block(self) -> int:
+        return self.cut.block
 
     @property
     def rows(self) -> int:
@@ -84,11 +87,13 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         pieces = max(pieces, min(ceil(4 * threads / groups), length // (2 * tile.width)))
     if pieces > 1 and groups < threads:
         pieces = round_up(pieces, threads)
-    block = round_up(ceil(length / pieces), tile.lanes if length < 4 * tile.width else tile.width)
-    parts = max(1, ceil(length / block)) * groups
+    unit = tile.lanes if length < 4 * tile.width else tile.width
+    block = round_up(ceil(length / pieces), unit)
+    cut = columns.cut(length, unit, ceil(length / block))  # as few as are no longer: weights stream past each
+    parts = cut.count * groups
     if parts < 2 * threads and chunk >= m > 1:
         chunk = _choose_chunk(spec, tile, ceil(m / threads))
-    return sized(problem, tile, chunk, block, _splits(spec, tile, chunk, parts, threads))
+    return sized(problem, tile, chunk, cut, _splits(spec, tile, chunk, parts, threads))
 
 
 @lru_cache(maxsize=512)
@@ -130,12 +135,12 @@ def _splits(spec: ConvSpec, tile: Tile, chunk: int, parts: int, threads: int) ->
     return min(sorted(offers), key=time) if threads > 1 else 1
 
 
-def sized(problem: Problem, tile: Tile, chunk: int, block: int, splits: int) -> Blocking:
-    """The blocking of a chosen tile, output channels a chunk, tiles a block and shares of a block's chunks."""
+def sized(problem: Problem, tile: Tile, chunk: int, cut: columns.Cut, splits: int) -> Blocking:
+    """The blocking of a chosen tile, output channels a chunk, blocks of tiles and shares of a block's chunks."""
     spec, item, ways = problem.spec, problem.itemsize, ways_taken(problem.spec)
     c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
     depth, points = depth_of(spec), len(points_of(spec))
-    block_count, chunks = max(1, ceil(columns.count(problem.batch, lines(problem)) / block)), ceil(m / chunk)
+    block, chunks = cut.block, ceil(m / chunk)
     tile_blocks = _tile_blocks(spec, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
     panels = ceil(block / tile.width)
@@ -145,7 +150,7 @@ def sized(problem: Problem, tile: Tile, chunk: int, block: int, splits: int) -> 
     code = code_of(problem, tile)
     out_step = lines(problem)[2].out_step
     return Blocking(
-        tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, block=block, block_count=block_count,
+        tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
         splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH)),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(round_up(block, tile.lanes), tile.lanes),

@@ -21,7 +21,7 @@ SLOTS = jobs.Slots(
         dict.fromkeys(
             (
                 *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
-                "plane_rows", "block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
+                "plane_rows", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
                 "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
                 "x_group", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes", "line_bytes",
                 "lines_bytes",
@@ -324,8 +324,7 @@ def emit(code: Code) -> str:
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
-        low = position * s["block"]
-        width = f.minimum(s["length"] - low, s["block"])
+        low, width = columns.emit_cut(f, s, position)
         vectors = (width + (tile.lanes - 1)) // tile.lanes
         table, at, parts = workspace, s["table_bytes"], []
         for name in ("found_bytes", "line_bytes", "lines_bytes", "m_bytes"):
@@ -367,7 +366,7 @@ def emit(code: Code) -> str:
 
 
 _TASK_SLOTS = (
-    "length", "block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks", "channels_out",
-    "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point", "y_channel", "table_bytes",
-    "found_bytes", "line_bytes", "lines_bytes", "m_bytes",
+    "length", "unit", "units", "longer", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
+    "channels_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
+    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "m_bytes",
 )  # fmt: skip
