@@ -25,12 +25,13 @@ SLOTS = (
 )  # fmt: skip
 NOWHERE = -(1 << 30)
 """The coordinate of a column that is none: every read of it is outside."""
-VECTOR = 6
+VECTOR = 7
 """Numbers a vector: are its columns neighbours; place of its outputs in y, or -1 where they are not whole; first run, last
-run + 1; a reader's own; how many whole vectors, itself among them, follow one another in y from here on."""
+run + 1; a reader's own; how many whole vectors, itself among them, follow one another in y from here on; how many of its columns
+have all their outputs in y."""
 RUN = 6
 """Numbers a run: first column in its vector, place in y, d and h there, first and end of the outputs that are in the row."""
-NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, READER, WHOLE = range(VECTOR)
+NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, READER, WHOLE, COMPLETE = range(VECTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def slots(lines: tuple[Line, Line, Line], batch: int, channels_in: int, channels
 
 def table_bytes(room: int, lanes: int) -> int:
     """Bytes of a task's table with room for so many columns, a multiple of the lanes."""
-    return round_up(8 * VECTOR * (room // lanes) + (8 * RUN + 8 + 4 * 4) * room, 64)
+    return round_up(8 * VECTOR * (room // lanes) + (8 * RUN + 2 * 8 + 4 * 4) * room, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Parts:
     vectors: Value
     runs: Value
     places: Value
+    outs: Value
+    """For each column of a vector that is not whole, the place in y of its outputs, where all lie there."""
     d: Value
     h: Value
     w: Value
@@ -145,8 +148,9 @@ def parts(table: Value, columns: Value, lanes: int) -> Parts:
     vectors = table.of("i64")
     runs = vectors[columns // lanes * VECTOR]
     places = runs[columns * RUN]
-    d = places[columns].of("i32")
-    return Parts(vectors, runs, places, d, d[columns], d[columns * 2], d[columns * 3])
+    outs = places[columns]
+    d = outs[columns].of("i32")
+    return Parts(vectors, runs, places, outs, d, d[columns], d[columns * 2], d[columns * 3])
 
 
 def emit_place(lanes: int, slots: Slots, reads: bool = True) -> Function:
@@ -209,7 +213,8 @@ def _emit_runs(
         low = f.minimum(f.maximum(0 - ow, 0), used * s["out_step_w"])
         high = f.maximum(f.minimum(used * s["out_step_w"], s["out_w"] - ow), low)
         neighbours = used.equals(lanes)
-        whole = neighbours & rows_inside & low.equals(0) & high.equals(s["out_step_w"] * lanes)
+        complete = rows_inside & low.equals(0) & high.equals(used * s["out_step_w"])
+        whole = neighbours & complete
         run, vector_ = p.runs[number * RUN], p.vectors[v * VECTOR]
         for i, value in enumerate((column, out + ow + low, od, oh, low, high)):
             f.store(value, run[i])
@@ -217,6 +222,10 @@ def _emit_runs(
             for i, value in enumerate((f.select(neighbours, 1, 0), f.select(whole, out + ow, -1), number)):
                 f.store(value, vector_[i])
         f.store(number + 1, vector_[LAST_RUN])
+        earlier = f.select(column.equals(0), 0, f.load("i64", vector_[COMPLETE]))
+        f.store(earlier + f.select(complete, used, 0), vector_[COMPLETE])
+        with f.loop(0, f.select(neighbours, 0, used), name="one") as one:
+            f.store(out + ow + one * s["out_step_w"], p.outs[v * lanes + column + one])
         over.next = [number + 1, stop]
     return over.results[0]
 

@@ -1,7 +1,8 @@
 """Storing the output: the phases of a row woven together, bias and activation applied, cropped to the result.
 
 The sums of each phase stand in rows of their own, a vector of columns (see `columns`) after the other. A vector whose outputs
-lie side by side in y is woven straight into it; any other into a line of workspace, from which each run is copied.
+lie side by side in y is woven straight into it. Where it goes on in another row, each column is stored by itself; where y is
+cropped, the vector is woven into a line of workspace, from which each run is copied.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
-from upconv.codegen.ir import Function, Int, Value, vector
+from upconv.codegen.ir import Function, Int, Value, element_of, vector
 from upconv.kernels import columns
 from upconv.kernels.activation import emit_activation
 from upconv.kernels.job import Slots
@@ -80,20 +81,24 @@ def cycles(rows: float, step: int, lanes: int, whole: bool) -> float:
     return rows * (4.0 + squares + (0.0 if whole else 12.0 + step))
 
 
+def _woven(f: Function, store: Store, streams: Streams, offset: Value) -> list[Value]:
+    """Vectors of `lanes` columns' outputs, all phases side by side."""
+    return weave(f, [_finished(f, store, streams(a), offset) for a in range(store.step)])
+
+
+def _finished(f: Function, store: Store, sums: Value, offset: Value) -> Value:
+    return emit_activation(f, f.fadd(sums, f.splat(offset, store.type)), store.activation)
+
+
 def emit_weave(f: Function, store: Store, streams: Streams, offset: Value, step: Value, out: Value) -> None:
     """Writes `lanes` columns of all phases, side by side, at `out`; `offset` is the channel's bias."""
     lanes = store.lanes
-
-    def value(a: Int) -> Value:
-        return emit_activation(f, f.fadd(streams(a), f.splat(offset, store.type)), store.activation)
-
     if store.step:
-        for j, woven in enumerate(weave(f, [value(a) for a in range(store.step)])):
-            f.store(woven, out[j * lanes])
+        _store_all(f, _woven(f, store, streams, offset), out, lanes)
         return
     with f.loop(0, step, lanes, name="a") as block:  # squares of phases x columns; the last overlaps the one before
         first = f.minimum(block, step - lanes)
-        for i, column in enumerate(weave(f, [value(first + a) for a in range(lanes)])):
+        for i, column in enumerate(weave(f, [_finished(f, store, streams(first + a), offset) for a in range(lanes)])):
             f.store(column, out[step * i + first])
 
 
@@ -102,18 +107,21 @@ class Writer:
     """Emitted helpers that finish a vector's outputs."""
 
     store: Store
-    pieces: Function
     copy: Function
+    pieces: Function
+    scatter: Function | None
+    """None for phases that are woven in squares."""
 
     @property
-    def functions(self) -> tuple[Function, Function]:
-        return self.copy, self.pieces
+    def functions(self) -> list[Function]:
+        return [self.copy, self.pieces, *([self.scatter] if self.scatter else [])]
 
 
 def writer(store: Store, slots: Slots) -> Writer:
     """`pieces(job, table, room, v, line, plane, d, h)` copies the runs of a vector that is not whole from its line.
 
-    They go to the rows of y that are d, h past those of phase 0; it is rare, so that it stands by itself.
+    They go to the rows of y that are d, h past those of phase 0; it is rare, so that it stands by itself. `scatter` does
+    without it where it can.
     """
     copy = columns.emit_copy(store.element, store.lanes)
     pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("v", "i64"), ("line", "ptr"), ("plane", "ptr")]
@@ -128,7 +136,50 @@ def writer(store: Store, slots: Slots) -> Writer:
         there = f.compare("ult", od + d, s["out_d"]) & f.compare("ult", oh + h, s["out_h"])
         with f.when(there, name="there"):
             f.call(copy, [line[column * s["out_step_w"] + low], plane[at + row], high - low])
-    return Writer(store, f, copy)
+    return Writer(store, copy, f, _scatter(store, f) if store.step else None)
+
+
+def _scatter(store: Store, pieces: Function) -> Function:
+    """`scatter(job, table, room, v, line, plane, d, h, row, woven...)`: the outputs of a vector that is not whole.
+
+    Where all of its columns' outputs lie in y, as at the end of a row, each column is stored where it belongs, without a
+    branch; elsewhere pieces are copied.
+    """
+    lanes, step = store.lanes, store.step
+    pointers, names = ("job", "table", "line", "plane"), ("job", "table", "room", "v", "line", "plane", "d", "h", "row")
+    arguments = [(n, "ptr" if n in pointers else "i64") for n in names]
+    f = Function("scatter", [*arguments, *((f"w{j}", store.type) for j in range(step))], attributes="internal noinline nounwind")
+    job, table, room, v, line, plane, d, h, row, *woven = f.arguments
+    line, plane, p = line.of(store.element), plane.of(store.element), columns.parts(table, room, lanes)
+    complete = p.vector(f, v, columns.COMPLETE).equals(lanes)
+    whole_columns = lanes % step == 0
+    if not whole_columns:
+        _store_all(f, woven, line, lanes)
+    with f.when(complete, name="complete"):
+        for i in range(lanes):
+            if whole_columns:
+                first = i * step % lanes
+                value = _part(f, woven[i * step // lanes], first, step)
+            else:
+                value = f.load(vector(store.element, step), line[i * step])
+            f.store(value, plane[row + f.load("i64", p.outs[v * lanes + i])])
+    with f.otherwise(complete, name="rare"):
+        if whole_columns:
+            _store_all(f, woven, line, lanes)
+        f.call(pieces, [job, table, room, v, line, plane, d, h])
+    return f
+
+
+def _part(f: Function, value: Value, first: int, size: int) -> Value:
+    """Some neighbouring lanes of a vector."""
+    if size == 1:
+        return f.emit(f"extractelement {value.type} {value.text}, i64 {first}", element_of(value.type))
+    return f.shuffle(value, value, range(first, first + size))
+
+
+def _store_all(f: Function, vectors: list[Value], to: Value, lanes: int) -> None:
+    for j, value in enumerate(vectors):
+        f.store(value, to[j * lanes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +203,13 @@ def emit_vector(
     out = p.vector(f, v, columns.OUT)
     straight = out >= 0
     y, line = to.plane[out + to.row], to.line
+    if writer.scatter:
+        woven = _woven(f, writer.store, streams, offset)
+        with f.when(straight, name="straight"):
+            _store_all(f, woven, y, writer.store.lanes)
+        with f.otherwise(straight, name="apart"):
+            f.call(writer.scatter, [to.job, to.table, to.room, v, line, to.plane, to.d, to.h, to.row, *woven])
+        return
     target = f.emit(f"select i1 {straight.text}, ptr {y.text}, ptr {line.text}", "ptr").of(writer.store.element)
     emit_weave(f, writer.store, streams, offset, step, target)
     with f.otherwise(straight, name="rare"):
