@@ -32,8 +32,8 @@ MOVED = 22e9
 """Bytes a second and thread, read and written."""
 SUMS = 8
 """Sums at a time: as many as the latency of two FMAs a cycle asks for."""
-MOST = 512
-"""Products in the innermost loop: more are for loops of other kernels."""
+MOST, LONGEST = 128, 64
+"""Products in the innermost loop, which is written out, and taps of a row: longer ones would take a second to compile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,8 @@ def rejects(problem: Problem, target: Target) -> str | None:
         return f"stride {step} of x: every read would be a gather"
     if step > lanes:
         return f"{step} phases, more than lanes"
-    if spec.kernel_size[-1] > MOST:
-        return f"{spec.kernel_size[-1]} taps in one loop"
+    if spec.kernel_size[-1] > LONGEST:
+        return f"{spec.kernel_size[-1]} taps in a row: too many to write out"
     return None
 
 
