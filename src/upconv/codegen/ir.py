@@ -251,6 +251,14 @@ class Function:
         text = f"shufflevector {a.type} {a.text}, {b.type} {b.text}, <{len(lanes)} x i32> <{mask}>"
         return self.emit(text, type_)
 
+    def part(self, value: Value, first: int, size: int) -> Value:
+        """`size` neighbouring lanes of a vector, one of them as a scalar."""
+        if size == lanes_of(value.type):
+            return value
+        if size == 1:
+            return self.emit(f"extractelement {value.type} {value.text}, i64 {first}", element_of(value.type))
+        return self.shuffle(value, value, range(first, first + size))
+
     def compare(self, op: str, a: Value, b: Int) -> Value:
         right = self.value(b)
         return self.emit(f"icmp {op} {a.type} {a.text}, {right.text}", a.type.replace("i64", "i1").replace("i32", "i1"))
@@ -261,7 +269,8 @@ class Function:
     def select(self, condition: Value, a: Int, b: Int) -> Value:
         x = a if isinstance(a, Value) else self.value(a)
         y = b if isinstance(b, Value) else self.value(b)
-        return self.emit(f"select {condition.type} {condition.text}, {x.type} {x.text}, {y.type} {y.text}", x.type)
+        chosen = self.emit(f"select {condition.type} {condition.text}, {x.type} {x.text}, {y.type} {y.text}", x.type)
+        return Value(self, chosen.text, x.type, element=x.element)
 
     def minimum(self, a: Int, b: Int) -> Value:
         return self._extreme("llvm.smin", min, a, b)

@@ -41,10 +41,9 @@ def emit(element: str, target: Target) -> str:
 def _across(f: Function, value: Value) -> Value:
     """The sum of a vector's lanes, halves onto halves."""
     lanes = lanes_of(value.type)
-    element = value.type.split(" x ")[1][:-1]
     while lanes > 1:
         lanes //= 2
         low = f.shuffle(value, value, [i % lanes for i in range(lanes_of(value.type))])
         high = f.shuffle(value, value, [lanes + i % lanes for i in range(lanes_of(value.type))])
         value = f.fadd(low, high)
-    return f.emit(f"extractelement {value.type} {value.text}, i64 0", element)
+    return f.part(value, 0, 1)

@@ -2,7 +2,8 @@
 
 A row of y is the sum over the taps of the outer dimensions of rows of x, each met by all taps of the innermost dimension at
 once: several vectors of neighbouring positions, each read for every phase that takes it, and the phases woven as they are
-stored. Rows end where x ends: what lies beyond is read under masks, by code of its own, and copied to y piece by piece.
+stored. Rows end where x ends: what lies beyond is read under masks. A row shorter than a vector is copied to y from a line of
+workspace.
 """
 
 from __future__ import annotations
@@ -45,11 +46,7 @@ class Blocking:
     planes: int
     rows: int
     positions: int
-    line_bytes: int
-
-    @property
-    def workspace_bytes(self) -> int:
-        return self.line_bytes
+    workspace_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +58,9 @@ class Inner:
     high: int
 
 
-def _three(values: tuple[int, ...], missing: int) -> tuple[int, int, int]:
-    d, h, w = (missing,) * (3 - len(values)) + values
+def _three(values: tuple[int, ...]) -> tuple[int, int, int]:
+    """Sizes in three dimensions; missing ones have size 1."""
+    d, h, w = (1,) * (3 - len(values)) + values
     return d, h, w
 
 
@@ -120,11 +118,11 @@ def rejects(problem: Problem, target: Target) -> str | None:
 
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
-    """Four tasks a thread and more, of planes where there are enough, else of rows, else of parts of rows."""
+    """Six tasks a thread and more, of planes where there are enough, else of rows, else of parts of rows."""
     lanes, (_, taps) = target.lanes(problem.itemsize), _taps(problem.spec)
     vectors = max(1, min(SUMS // len(taps), MOST // sum(len(t) for t in taps)))
     planes, wanted = problem.batch * problem.spec.out_channels, 1 if threads == 1 else 6 * threads
-    d, h, _ = _three(problem.output_size, 1)
+    d, h, _ = _three(problem.output_size)
     inner, span = _inner(problem), vectors * lanes
     per_plane = ceil(wanted / planes)
     rows = ceil(d * h / min(per_plane, d * h))
@@ -160,9 +158,9 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec, inner = problem.spec, _inner(problem)
-    size, out, kernel = (_three(v, 1) for v in (problem.input_size, problem.output_size, spec.kernel_size))
+    size, out, kernel = (_three(v) for v in (problem.input_size, problem.output_size, spec.kernel_size))
     planes, rows = problem.batch * spec.out_channels, out[0] * out[1]
-    parts_w, parts_h, parts = ceil(inner.positions / how.positions), ceil(rows / how.rows), ceil(planes / how.planes)
+    parts_w, parts_h = ceil(inner.positions / how.positions), ceil(rows / how.rows)
     starts_d, taps_d = _outer(problem, 0, size[1] * size[2], kernel[1] * kernel[2])
     starts_h, taps_h = _outer(problem, 1, size[2], kernel[2])
     slots = {
@@ -173,7 +171,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "parts_h": parts_h, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {"starts_d": starts_d, "starts_h": starts_h, "taps_d": taps_d, "taps_h": taps_h}
-    return jobs.Bound(slots, tables, parts * parts_h * parts_w)
+    return jobs.Bound(slots, tables, tasks(problem, how))
 
 
 def _outer(problem: Problem, d: int, pitch: int, weight_pitch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -225,13 +223,13 @@ def emit(problem: Problem, how: Blocking) -> str:
 
 def tasks(problem: Problem, how: Blocking) -> int:
     """Independent pieces of work."""
-    d, h, _ = _three(problem.output_size, 1)
+    d, h, _ = _three(problem.output_size)
     planes = ceil(problem.batch * problem.spec.out_channels / how.planes)
     return planes * ceil(d * h / how.rows) * ceil(_inner(problem).positions / how.positions)
 
 
 def macs(problem: Problem, how: Blocking) -> int:
-    """Multiply-adds in whole vectors."""
+    """Multiply-adds of the direct sum, borders not subtracted: none are done besides but for the lanes at rows' ends."""
     del how
     return problem.flops // 2
 
@@ -239,7 +237,7 @@ def macs(problem: Problem, how: Blocking) -> int:
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: products or reads of each row's vectors, whichever take longer, the store, and the rows' ends."""
     spec, inner, (reads, taps) = problem.spec, _inner(problem), _taps(problem.spec)
-    d, h, _ = _three(problem.output_size, 1)
+    d, h, _ = _three(problem.output_size)
     outer = prod(spec.kernel_size[:-1]) / (prod(spec.stride[:-1]) if spec.transposed else 1)
     products, step = sum(len(t) for t in taps), len(taps)
 

@@ -8,6 +8,7 @@ from functools import reduce
 from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, module, vector
 from upconv.kernels import columns, store
 from upconv.kernels import job as jobs
+from upconv.kernels.geometry import round_up
 from upconv.kernels.store import Store
 
 SLOTS = jobs.Slots(
@@ -55,7 +56,7 @@ class Code:
     @property
     def line_bytes(self) -> int:
         """Bytes of a vector's outputs."""
-        return -(-self.lanes * len(self.taps) * SIZES[self.element] // 64) * 64
+        return round_up(self.lanes * len(self.taps) * SIZES[self.element], 64)
 
 
 Taken = tuple[Value, Value, Value]
@@ -160,7 +161,7 @@ def _emit_row(
         q = f.select(i < heads, q0 + i * lanes, f.minimum(high + (i - heads) * lanes, last))
         count = f.minimum(s["out_w"] - q * step, f.minimum(q1 - q, lanes) * step)
         straight = count.equals(lanes * step)
-        target = f.emit(f"select i1 {straight.text}, ptr {row.y[q * step].text}, ptr {line.text}", "ptr").of(code.element)
+        target = f.select(straight, row.y[q * step], line)
         _emit_weave(f, code, _sums(f, code, row, q, 1, s["size_w"]), row, target)
         with f.otherwise(straight, name="rare"):
             f.call(copy, [line, row.y[q * step], count])

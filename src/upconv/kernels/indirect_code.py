@@ -93,7 +93,7 @@ def _emit_table(code: Code) -> Function:
                 in_w = w * s["in_step_w"] + at_w
                 inside = there & f.compare("ult", in_w, s["size_w"])
                 found = x[(line + in_w) * s["x_channels"]]
-                pointer = f.emit(f"select i1 {inside.text}, ptr {found.text}, ptr {zeros.text}", "ptr")
+                pointer = f.select(inside, found, zeros)
                 put(pointer, start + w - low, tap)
         line = ((n * s["out_d"] + d * s["out_step_d"]) * s["out_h"] + h * s["out_step_h"]) * s["out_w"]
         with f.loop(from_w, to_w, name="w") as w:

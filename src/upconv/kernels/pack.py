@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upconv.codegen.ir import Carry, Function, Value, vector
-from upconv.kernels.geometry import Band
+from upconv.kernels.geometry import Band, round_up
 from upconv.kernels.job import Slots
 
 SLOTS = (
@@ -34,7 +34,7 @@ class Pack:
 
 def table_bytes(positions: int, shape: Band) -> int:
     """Room for the table of a block of so many band positions."""
-    return -(-(positions // shape.axes[2].pitch + 3) * shape.planes * ENTRY * 8 // 64) * 64
+    return round_up((positions // shape.axes[2].pitch + 3) * shape.planes * ENTRY * 8, 64)
 
 
 def emit(pack: Pack, slots: Slots) -> Function:

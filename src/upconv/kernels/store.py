@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
-from upconv.codegen.ir import Function, Int, Value, element_of, vector
+from upconv.codegen.ir import Function, Int, Value, vector
 from upconv.kernels import columns
 from upconv.kernels.activation import emit_activation
 from upconv.kernels.job import Slots
@@ -158,8 +158,7 @@ def _scatter(store: Store, pieces: Function) -> Function:
     with f.when(complete, name="complete"):
         for i in range(lanes):
             if whole_columns:
-                first = i * step % lanes
-                value = _part(f, woven[i * step // lanes], first, step)
+                value = f.part(woven[i * step // lanes], i * step % lanes, step)
             else:
                 value = f.load(vector(store.element, step), line[i * step])
             f.store(value, plane[row + f.load("i64", p.outs[v * lanes + i])])
@@ -168,13 +167,6 @@ def _scatter(store: Store, pieces: Function) -> Function:
             _store_all(f, woven, line, lanes)
         f.call(pieces, [job, table, room, v, line, plane, d, h])
     return f
-
-
-def _part(f: Function, value: Value, first: int, size: int) -> Value:
-    """Some neighbouring lanes of a vector."""
-    if size == 1:
-        return f.emit(f"extractelement {value.type} {value.text}, i64 {first}", element_of(value.type))
-    return f.shuffle(value, value, range(first, first + size))
 
 
 def _store_all(f: Function, vectors: list[Value], to: Value, lanes: int) -> None:
@@ -210,8 +202,7 @@ def emit_vector(
         with f.otherwise(straight, name="apart"):
             f.call(writer.scatter, [to.job, to.table, to.room, v, line, to.plane, to.d, to.h, to.row, *woven])
         return
-    target = f.emit(f"select i1 {straight.text}, ptr {y.text}, ptr {line.text}", "ptr").of(writer.store.element)
-    emit_weave(f, writer.store, streams, offset, step, target)
+    emit_weave(f, writer.store, streams, offset, step, f.select(straight, y, line))
     with f.otherwise(straight, name="rare"):
         f.call(writer.pieces, [to.job, to.table, to.room, v, line, to.plane, to.d, to.h])
 

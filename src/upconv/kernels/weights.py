@@ -176,11 +176,7 @@ def emit(transform: Transform) -> str:
             out, done = address[s["target_point"] * i], 0
             while done < rows:
                 size = 1 << ((rows - done).bit_length() - 1)
-                if size == 1 < lanes:
-                    piece = f.emit(f"extractelement {value.type} {value.text}, i64 {done}", element)
-                else:
-                    piece = value if size == lanes else f.shuffle(value, value, range(done, done + size))
-                f.store(piece, out[done])
+                f.store(f.part(value, done, size), out[done])
                 done += size
 
         def walk(part: Value, low: Int, high: Int, given: bool) -> None:
