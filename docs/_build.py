@@ -17,7 +17,7 @@ from upconv.explain import explain
 from upconv.explain.animate import animated_svg
 from upconv.explain.scene import PITCH, Item, Mark, Scene, Stroke, Words, legend
 from upconv.explain.svg import render
-from upconv.kernels import geometry, winograd_tiles
+from upconv.kernels import geometry, strassen_products, winograd_tiles
 from upconv.spec import ConvSpec, Problem
 
 K4S2 = dict(kernel_size=4, stride=2, padding=1)
@@ -103,6 +103,34 @@ def winograd_window() -> str:
     return render(plain)
 
 
+def seven_products() -> str:
+    """The halves of the three matrices, and which quadrants each of the seven products and of the results takes."""
+    items: list[Item] = [Words(16, 20, "every matrix in halves: what each of the seven products takes", 12, bold=True)]
+    places = [(n // 2, n % 2) for n in range(4)]
+    sizes = (
+        ("used", "A", "weights", "channels in", "channel out, phase"),
+        ("input", "B", "columns", "positions or tiles", "channels in"),
+        ("output", "C", "sums", "positions or tiles", "channel out, phase"),
+    )
+    for n, (kind, letter, name, above, beside) in enumerate(sizes):
+        x = 130 + 210.0 * n
+        items += [Mark(kind, x + 46 * j, 80 + 46 * i, 42, f"{letter}{i}{j}") for i, j in places]
+        items += [Words(x + 23, 48, above, 10, "middle"), Words(x - 28, 106, beside, 10, "end")]
+        items.append(Words(x + 23, 172, name, 11, "middle", bold=True))
+
+    def total(signs: Any, names: list[str]) -> str:
+        text = "".join(f" {'+' if s > 0 else '-'} {name}" for s, name in zip(signs, names, strict=True) if s)
+        return text[3:] if text.startswith(" + ") else text[1:]
+
+    a, b = ([f"{letter}{i}{j}" for i, j in places] for letter in "AB")
+    for p, (left, right) in enumerate(zip(strassen_products.LEFT, strassen_products.RIGHT, strict=True)):
+        items.append(Words(16 + 320 * (p % 2), 206 + 22 * (p // 2), f"M{p} = ({total(left, a)}) x ({total(right, b)})", 11))
+    products = [f"M{p}" for p in range(len(strassen_products.LEFT))]
+    for n, (i, j) in enumerate(places):
+        items.append(Words(16 + 320 * (n % 2), 304 + 22 * (n // 2), f"C{i}{j} = {total(strassen_products.SUM[n], products)}", 11))
+    return _scene(items, 720, 340, "Seven products of halves in place of eight")
+
+
 def weight_gradient() -> str:
     """For each tap the same walk: grad_output times the inputs that the tap met."""
     axis = explain({**K3S2, "transposed": False}, 9).axes[0]
@@ -130,6 +158,7 @@ PICTURES: dict[str, Callable[[], str]] = {
     "band.svg": band,
     "gemm.svg": gemm,
     "winograd.svg": winograd_window,
+    "strassen.svg": seven_products,
     "depthwise.svg": lambda: explain(K4S2, 9).svg(),
     "weight-gradient.svg": weight_gradient,
 }

@@ -120,6 +120,12 @@ def layers() -> list[dict[str, Any]]:
         add((width,), 5, 5, 12, 2, groups=5)
         add((width,), 3, 3, 7, 5, groups=3, padding=3, dilation=2, output_padding=1)
         add((2, 3, width), 2, 2, (2, 3, 16), (2, 1, 8), groups=2, padding=(0, 1, 4))
+    for length in (1, 7, 8, 9, 16, 17, 33, 97):  # halves: pairs of vectors that are full, half empty, of several images
+        add((length,), 16, 12, 2, 2, batch=3)
+        add((3 * length,), 12, 16, 4, 2, padding=1, batch=2)
+        add((2, length), 8, 10, 3, 2, padding=1, groups=1, batch=2)
+        add((4, 2 * length), 8, 24, 2, 2, transposed=False, batch=2)
+    add((3, 4, 5), 16, 20, 2, 2, batch=2, groups=2)
     add((5, 6, 7), 4, 3, (1, 3, 2), (1, 2, 3), transposed=False, padding=(0, 1, 1))
     add((4, 1, 9), 6, 4, (2, 1, 20), (1, 1, 18), groups=2)
     return found

@@ -1,6 +1,8 @@
-"""Winograd's rounding beside the direct sum's, both against float64; and the way to do without it."""
+"""Winograd's and Strassen's rounding beside the direct sum's, against float64; and the way to do without them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 import upconv
 from upconv import execute
 from upconv.codegen import target as targets
-from upconv.kernels import direct, winograd
+from upconv.kernels import direct, strassen, winograd
 from upconv.planner import Plan
 from upconv.spec import Problem
 
@@ -24,6 +26,10 @@ LAYERS = {
     "k8s2, 2-D": (dict(transposed=True, kernel_size=8, stride=2, padding=3, rank=2), (20, 20), 128),
     "k4s2 convolution, 2-D": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (40, 40), 128),
     "k4s2 convolution, 2-D, deep": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (20, 20), 512),
+    "k2s2, 2-D": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (20, 20), 256),
+    "k2s2, 2-D, deep": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (16, 16), 1024),
+    "k16s8, 1-D, deep": (dict(transposed=True, kernel_size=16, stride=8, padding=4, rank=1), (96,), 1024),
+    "k1 convolution, deep": (dict(transposed=False, kernel_size=1, rank=2), (24, 24), 1024),
 }
 
 
@@ -38,12 +44,13 @@ def error(kernel, problem: Problem, x, weight, truth) -> float:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_winograd_errs_at_most_four_times_as_much_as_the_direct_sum(name: str) -> None:
+@pytest.mark.parametrize("kernel", [winograd, strassen], ids=["winograd", "strassen"])
+def test_no_kernel_errs_more_than_four_times_as_much_as_the_direct_sum(kernel: Any, name: str) -> None:
     arguments, size, channels = LAYERS[name]
     spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)
     problem = Problem(spec, 1, size, spec.output_size(size))
-    if winograd.rejects(problem, targets.host()):
-        pytest.skip(str(winograd.rejects(problem, targets.host())))
+    if kernel.rejects(problem, targets.host()):
+        pytest.skip(str(kernel.rejects(problem, targets.host())))
     rng = np.random.default_rng(0)
     x = rng.standard_normal(problem.input_shape, np.float32)
     weight = rng.standard_normal(spec.weight_shape, np.float32)
@@ -54,7 +61,7 @@ def test_winograd_errs_at_most_four_times_as_much_as_the_direct_sum(name: str) -
         truth = call(x.astype(np.float64), weight.astype(np.float64), **wide)
     finally:
         upconv.set_precise(False)
-    errors = [error(kernel, problem, x, weight, truth) for kernel in (winograd, direct)]
+    errors = [error(module, problem, x, weight, truth) for module in (kernel, direct)]
     assert errors[1] < 2e-6
     assert errors[0] <= 4 * errors[1], errors
 

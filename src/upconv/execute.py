@@ -202,15 +202,16 @@ _precise = os.environ.get("UPCONV_PRECISE", "0") not in ("", "0")
 
 
 def set_precise(on: bool) -> None:
-    """Whether calls from now on use only kernels that round as the direct sum does, which leaves Winograd out.
+    """Whether calls from now on use only kernels that round as the direct sum does, which leaves Winograd and Strassen out.
 
     >>> set_precise(True)
     >>> get_precise()
     True
     >>> set_precise(False)
 
-    Off at first, unless the environment says UPCONV_PRECISE=1. Winograd's error stays of the direct sum's order
-    (docs/winograd.md has figures), but a NaN or an infinity spreads over its tile.
+    Off at first, unless the environment says UPCONV_PRECISE=1. Their error stays of the direct sum's order (docs/winograd.md and
+    docs/strassen.md have figures), but it is relative to the largest numbers of a tile (Strassen: of two tiles of an image and
+    two output channels), and a NaN or an infinity spreads over these.
     """
     global _precise
     _precise = bool(on)

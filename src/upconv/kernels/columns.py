@@ -18,10 +18,11 @@ from upconv.kernels.geometry import round_up
 from upconv.kernels.job import Slots
 from upconv.spec import Problem
 
+CUT = ("length", "unit", "units", "longer", "pieces", "block_count")
 SLOTS = (
     "rows_d", "rows_h", "rows_w", "positions_w", "x_image", "x_d", "x_h", "step_d", "step_h", "step_w",
     "size_d", "size_h", "size_w", "out_d", "out_h", "out_w", "out_step_d", "out_step_h", "out_step_w",
-    "crop_d", "crop_h", "crop_w", "y_image", "length", "unit", "units", "longer", "block_count",
+    "crop_d", "crop_h", "crop_w", "y_image", *CUT,
 )  # fmt: skip
 NOWHERE = -(1 << 30)
 """The coordinate of a column that is none: every read of it is outside."""
@@ -57,14 +58,21 @@ def count(batch: int, lines: tuple[Line, ...]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Columns cut into `count` blocks of whole units (the last unit may be short), as equal as can be, the longer ones first.
+    """Columns cut into `pieces` blocks of whole units (the last unit may be short), as equal as can be, the longer ones first.
 
     So every thread has as much to do: eight blocks of 80 of 576 columns are 320 for one of two threads, and 256 for the other.
+    `length` columns are cut so, those of the whole batch or of each of `images`, which then share no block.
     """
 
     length: int
     unit: int
-    count: int
+    pieces: int
+    images: int = 1
+
+    @property
+    def count(self) -> int:
+        """Blocks."""
+        return self.pieces * self.images
 
     @property
     def units(self) -> int:
@@ -73,27 +81,42 @@ class Cut:
     @property
     def block(self) -> int:
         """Columns of the largest block."""
-        return ceil(self.units / self.count) * self.unit
+        return ceil(self.units / self.pieces) * self.unit
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(blocks, columns of each) of the batch: longer ones, shorter ones, and those that end an image.
+
+        >>> cut(1369, 16, 30).sizes()
+        [(26, 48), (3, 32), (1, 25)]
+        """
+        units, longer = divmod(self.units, self.pieces)
+        last = self.length - (self.units - units) * self.unit
+        sizes = [(longer, (units + 1) * self.unit), (self.pieces - 1 - longer, units * self.unit), (1, last)]
+        return [(count * self.images, size) for count, size in sizes if count > 0]
 
     def slots(self) -> dict[str, int]:
         """The job's numbers."""
-        units, longer = divmod(self.units, self.count)
-        return {"unit": self.unit, "units": units, "longer": longer, "block_count": self.count}
+        units, longer = divmod(self.units, self.pieces)
+        return {
+            "length": self.length, "unit": self.unit, "units": units, "longer": longer, "pieces": self.pieces,
+            "block_count": self.count,
+        }  # fmt: skip
 
 
-def cut(length: int, unit: int, pieces: int) -> Cut:
-    """So many pieces, fewer where there are not enough units.
+def cut(length: int, unit: int, pieces: int, images: int = 1) -> Cut:
+    """So many pieces (of each image, where images are cut one by one), fewer where there are not enough units.
 
     >>> cut(1369, 16, 30), cut(1369, 16, 30).block
-    (Cut(length=1369, unit=16, count=30), 48)
+    (Cut(length=1369, unit=16, pieces=30, images=1), 48)
     """
-    return Cut(length, unit, max(1, min(pieces, ceil(length / unit))))
+    return Cut(length, unit, max(1, min(pieces, ceil(length / unit))), images)
 
 
 def emit_cut(f: Function, s: dict[str, Value], number: Value) -> tuple[Value, Value]:
     """The first column of a block, and its columns."""
-    low, high = ((n * s["units"] + f.minimum(n, s["longer"])) * s["unit"] for n in (number, number + 1))
-    return low, f.minimum(high, s["length"]) - low
+    image, piece = number // s["pieces"], number % s["pieces"]
+    low, high = ((n * s["units"] + f.minimum(n, s["longer"])) * s["unit"] for n in (piece, piece + 1))
+    return image * s["length"] + low, f.minimum(high, s["length"]) - low
 
 
 TOO_FAR = "images too large: columns of a vector may lie further apart than 32 bits count"
@@ -104,7 +127,7 @@ def too_far(problem: Problem, lanes: int) -> bool:
     return problem.spec.in_channels * prod(problem.input_size) * lanes >= 1 << 31
 
 
-def slots(lines: tuple[Line, Line, Line], batch: int, channels_in: int, channels_out: int) -> dict[str, int]:
+def slots(lines: tuple[Line, Line, Line], channels_in: int, channels_out: int) -> dict[str, int]:
     """The job's numbers: sizes, and steps in x and y."""
     d, h, w = lines
     image_in, image_out = prod(line.size for line in lines), prod(line.out_size for line in lines)
@@ -115,7 +138,6 @@ def slots(lines: tuple[Line, Line, Line], batch: int, channels_in: int, channels
         "out_d": d.out_size, "out_h": h.out_size, "out_w": w.out_size,
         "out_step_d": d.out_step, "out_step_h": h.out_step, "out_step_w": w.out_step,
         "crop_d": d.crop, "crop_h": h.crop, "crop_w": w.crop, "y_image": channels_out * image_out,
-        "length": count(batch, lines),
     }  # fmt: skip
 
 
@@ -153,10 +175,11 @@ def parts(table: Value, columns: Value, lanes: int) -> Parts:
     return Parts(vectors, runs, places, outs, d, d[columns], d[columns * 2], d[columns * 3])
 
 
-def emit_place(lanes: int, slots: Slots, reads: bool = True) -> Function:
+def emit_place(lanes: int, slots: Slots, reads: bool = True, together: int = 1) -> Function:
     """`place(job, table, room, low, high)`: lists columns low..high-1 in a table with room for `room` columns.
 
-    The last vector is filled up with columns that are nowhere. Without `reads`, only where outputs go is listed.
+    They are filled up to whole vectors, `together` of them at a time, with columns that are nowhere. Without `reads`, only
+    where outputs go is listed.
     """
     f = Function(
         "place",
@@ -183,8 +206,14 @@ def emit_place(lanes: int, slots: Slots, reads: bool = True) -> Function:
         od, oh = d * s["out_step_d"] - s["crop_d"], h * s["out_step_h"] - s["crop_h"]
         out = n * s["y_image"] + (od * s["out_h"] + oh) * s["out_w"]
         found.next = [_emit_runs(f, p, s, lanes, found.values[0], start - low, from_w, to_w, od, oh, out)]
-    _emit_whole(f, p, (high - low + (lanes - 1)) // lanes, s["out_step_w"] * lanes)
-    end = (high - low + (lanes - 1)) // lanes * lanes if reads else high - low
+    vectors = (high - low + (lanes - 1)) // lanes
+    _emit_whole(f, p, vectors, s["out_step_w"] * lanes)
+    if together > 1:
+        with f.loop(vectors, (vectors + (together - 1)) // together * together, name="empty") as v:
+            for entry, number in ((NEIGHBOURS, 0), (OUT, -1), (FIRST_RUN, 0), (LAST_RUN, 0), (COMPLETE, 0)):
+                f.store(f.value(number), p.vectors[v * VECTOR + entry])
+        vectors = (vectors + (together - 1)) // together * together
+    end = vectors * lanes if reads else high - low
     with f.loop(high - low, end, name="nowhere") as column:
         f.store(f.value(0), p.places[column])
         for part in (p.d, p.h, p.w):

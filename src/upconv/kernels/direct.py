@@ -236,10 +236,10 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "pitch_d": d.pitch, "pitch_h": h.pitch, "pitch_w": w.pitch, "batch": problem.batch,
         "planes_d": d.planes, "planes_h": h.planes, "planes_w": w.planes, "lead": ceil(how.left / shape.volume),
         "plane_pitch": how.plane_pitch, "channel_pitch": how.right_pitch,
-        "rows_d": d.pitch, "rows_h": h.pitch, "rows_w": w.pitch, "length": shape.length,
+        "rows_d": d.pitch, "rows_h": h.pitch, "rows_w": w.pitch,
     }  # fmt: skip
     slots = {
-        **columns.slots(lines(shape), problem.batch, spec.in_channels, spec.out_channels),
+        **columns.slots(lines(shape), spec.in_channels, spec.out_channels),
         **({} if how.panels else numbers_of_pack),
         **how.cut.slots(), "x_channel": image_in, "read_count": len(reads),
         "panel_size": len(reads) * how.channels_a_pack * how.tile.width,

@@ -201,7 +201,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     phases = [(len(row), int(start)) for row, start in zip(fold, starts, strict=False)]
     phase_rows = [(number * how.chunk, 1) for number in range(len(fold))]
     slots = {
-        **columns.slots(shape, problem.batch, spec.in_channels, spec.out_channels), "x_channel": image_in, "room": how.room,
+        **columns.slots(shape, spec.in_channels, spec.out_channels), "x_channel": image_in, "room": how.room,
         "origin_d": 0, "origin_h": 0, "origin_w": 0, "pitch_d": d.size, "pitch_h": h.size, "pitch_w": w.size,
         "batch": problem.batch, "planes_d": 1, "planes_h": 1, "planes_w": 1, "lead": 0, "plane_pitch": how.x_pitch,
         "channel_pitch": how.x_pitch, "y_channel": image_out, "scratch_pitch": how.scratch_pitch,

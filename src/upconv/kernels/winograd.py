@@ -26,7 +26,8 @@ from upconv.kernels import columns, microkernel, store, weights, winograd_code
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
-from upconv.kernels.winograd_blocks import TRANSFORM, Blocking, code_of
+from upconv.kernels.strassen_products import LEFT, PRODUCTS
+from upconv.kernels.winograd_blocks import BACK, END, TRANSFORM, Blocking, code_of, columns_cycles
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
     WEIGHT,
@@ -54,6 +55,16 @@ EXACT = False
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
+    reason = refuses(problem, target)
+    if reason:
+        return reason
+    if not any(way.transformed for way in ways_taken(problem.spec)):
+        return "one tap a phase: nothing to save"
+    return None
+
+
+def refuses(problem: Problem, target: Target) -> str | None:
+    """Why a problem has no tiles that are worth their transforms, or None."""
     spec = problem.spec
     if folded(spec):
         return folded(spec)
@@ -87,9 +98,9 @@ def _depth_taps(problem: Problem) -> list[tuple[Group, Residue]]:
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """U in the order the tiles read it: [group][point][chunk][block][group of taps and plane][channel][row]."""
+    """U in the order the tiles read it: [group][product][point][chunk][block][group of taps and plane][channel][row]."""
     spec, rows = problem.spec, how.tile.rows
-    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    c, m = _half(problem, how)
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     step, channel_step, group_step = weights.strides(spec)
     channels, phases = [], []
@@ -113,14 +124,24 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     place = np.broadcast_to(place, (channel.shape[1], *place.shape[1:4], rows)).reshape(channel.shape[1], len(depth), 1, -1, rows)
     good = (channel[:, :, None, None, None] >= 0) & (place >= 0)
     where = np.where(good, channel[:, :, None, None, None] * step + place, -1)
-    where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, window, row
-    matrices = [_rows_of(WEIGHT[way.taps]) if way.transformed else None for way in how.ways[1:]]
-    transform = weights.Transform(how.tile.element, rows, False, matrices[0], matrices[1])  # windows fill lines by themselves
+    quadrants = [i * m * step + j * c * channel_step for i, j in product(range(how.halves), repeat=2)]
+    where = np.concatenate([np.where(where < 0, -1, where + quadrant) for quadrant in quadrants], axis=-2)
+    where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, quadrant and window, row
+    first, second = (WEIGHT[way.taps] if way.transformed else None for way in how.ways[1:])
+    if how.halves > 1:
+        first = np.kron(LEFT, np.eye(1) if first is None else first)
+    transform = weights.Transform(how.tile.element, rows, False, _rows_of(first), _rows_of(second))  # windows fill lines
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
 
 
-def _rows_of(matrix: NDArray[Any]) -> weights.Matrix:
-    return tuple(tuple(float(v) for v in row) for row in matrix)
+def _half(problem: Problem, how: Blocking) -> tuple[int, int]:
+    """Input and output channels a group, of one of the halves."""
+    spec = problem.spec
+    return spec.in_channels // spec.groups // how.halves, spec.out_channels // spec.groups // how.halves
+
+
+def _rows_of(matrix: NDArray[Any] | None) -> weights.Matrix | None:
+    return None if matrix is None else tuple(tuple(float(v) for v in row) for row in matrix)
 
 
 def packing(problem: Problem, how: Blocking) -> object:
@@ -134,22 +155,25 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec = problem.spec
-    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    c, m = _half(problem, how)
     _, ph, pw = steps(spec)[0]
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     chunk_size = how.rows * how.depth
     outer, reads = _reads(problem)
     slots = {
-        **columns.slots(lines(problem), problem.batch, spec.in_channels, spec.out_channels),
+        **columns.slots(lines(problem), spec.in_channels, spec.out_channels),
         "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
         "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
         "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c, "depth": how.depth, "depth_part": how.depth_part,
+        "x_half": c * image_in, "group_out": spec.out_channels // spec.groups,
         "phases_h": ph, "phases_w": pw, "weight_point": how.chunks * chunk_size,
-        "weight_group": how.points * how.chunks * chunk_size,
-        "x_group": c * image_in, "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
+        "weight_group": how.points * PRODUCTS[how.halves] * how.chunks * chunk_size,
+        "x_group": spec.in_channels // spec.groups * image_in,
+        "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
-        "lines_bytes": how.lines_bytes, "m_bytes": how.m_bytes, "workspace_bytes": how.workspace_bytes,
+        "lines_bytes": how.lines_bytes, "quads_bytes": how.quads_bytes, "m_bytes": how.m_bytes,
+        "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {
         "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads, "points": _point_table(problem, how),
@@ -159,9 +183,9 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
 
 
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
-    """For each point, what is live there: first strip of rows, strips, first row of the depth, rows."""
+    """For each product and point, what is live there: first strip of rows, strips, first row of the depth, rows."""
     spec = problem.spec
-    c, groups = spec.in_channels // spec.groups, prod(way.groups for way in ways_taken(problem.spec))
+    c, groups = _half(problem, how)[0], prod(way.groups for way in ways_taken(problem.spec))
     sizes = how.tile_blocks if spec.transposed else tuple(len(k.residues) * groups * c for k in classes(spec))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
@@ -169,7 +193,7 @@ def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
         kept = live(spec, point)
         part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
         found.append((*part, 0, how.depth) if spec.transposed else (0, sum(how.tile_blocks), *part))
-    return np.array(found, np.int64)
+    return np.array(found * PRODUCTS[how.halves], np.int64)
 
 
 def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
@@ -215,18 +239,18 @@ def _reads(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     """The kernel's symbol, which decodes itself."""
     kind = "convt" if problem.spec.transposed else "conv"
-    sizes = "_".join(f"f{way.outputs}x{way.taps}" for way in how.ways if way.transformed)
-    return f"{kind}_f{problem.itemsize * 8}_{NAME}_{sizes}_{how.tile}_{target.name}"
+    names = ["strassen" if how.halves > 1 else NAME, *(f"f{way.outputs}x{way.taps}" for way in how.ways if way.transformed)]
+    return f"{kind}_f{problem.itemsize * 8}_{'_'.join(names)}_{how.tile}_{target.name}"
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
-    return repr(code_of(problem, how.tile))
+    return repr(code_of(problem, how.tile, how.halves))
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    return winograd_code.emit(code_of(problem, how.tile))
+    return winograd_code.emit(code_of(problem, how.tile, how.halves))
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -239,30 +263,50 @@ def tasks(problem: Problem, how: Blocking) -> int:
 
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds of the GEMMs, padding of tiles included; none where transformed weights are zero."""
-    length = round_up(columns.count(problem.batch, lines(problem)), how.tile.lanes)
     table = _point_table(problem, how)
-    return how.chunks * how.tile.rows * int((table[:, 1] * table[:, 3]).sum()) * length * problem.spec.groups
+    return how.chunks * how.tile.rows * int((table[:, 1] * table[:, 3]).sum()) * _length(how) * problem.spec.groups
+
+
+def _length(how: Blocking) -> int:
+    """Columns of the GEMMs: tiles, or pairs of them, in whole vectors."""
+    return how.cut.images * round_up(how.cut.length, how.tile.lanes * how.halves) // how.halves
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the GEMMs, the transforms, the bytes stored and the weights streamed, on the threads' share."""
     spec, tile = problem.spec, how.tile
     _, _, w = lines(problem)
-    vectors = ceil(columns.count(problem.batch, lines(problem)) / tile.lanes)
-    tile_steps = macs(problem, how) / (tile.rows * tile.width)
+    vectors = _length(how) // tile.lanes
     rows = how.chunks * how.rows * spec.groups
-    transforms = vectors * how.points * (TRANSFORM * how.depth * spec.groups * how.splits + 2.5 * rows)
+    transforms = vectors * how.points * (TRANSFORM[how.halves] * how.depth * spec.groups * how.splits + BACK[how.halves] * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
     wide = w.positions > 2 * tile.lanes
-    stored = store.cycles(vectors * rows * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
+    stored = store.cycles(vectors * rows * how.halves**2 * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
-    streamed = how.cut.count * rows * how.depth * how.points / spec.groups * problem.itemsize
-    gemm = tile_steps * microkernel.step_cycles(tile) * 1.1
-    return microkernel.seconds(target, threads, tasks(problem, how), gemm, transforms + stored, moved, streamed)
+    streamed = how.cut.count * rows * how.depth * how.points * PRODUCTS[how.halves] / spec.groups * problem.itemsize
+    return microkernel.seconds(
+        target, threads, tasks(problem, how), _gemm_cycles(problem, how), transforms + stored, moved, streamed
+    )
+
+
+def _gemm_cycles(problem: Problem, how: Blocking) -> float:
+    """Estimated cycles of the products: steps of wide tiles and of the narrow ones that blocks end in, and their ends."""
+    tile, table = how.tile, _point_table(problem, how)
+    strips, ends = int((table[:, 1] * table[:, 3]).sum()), int((table[:, 1] * np.ceil(table[:, 3] / how.depth_part)).sum())
+    cycles = 0.0
+    for count, size in how.cut.sizes():
+        columns_ = ceil(size / how.halves)
+        wide, narrow = divmod(ceil(columns_ / tile.lanes), tile.vectors)
+        ending = wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
+        cycles += count * (strips * columns_cycles(tile, columns_) + ends * ending)
+    return cycles * how.chunks * problem.spec.groups
 
 
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
     phases = prod(steps(problem.spec)[0])
-    shared = f"the {phases} phases share one input transform, " if phases > 1 else ""
-    return f"{shared}{how.points} points, blocks of {how.block} tiles x {how.chunk} channels"
+    shared = f"the {phases} phases share one input transform, " if phases > 1 and how.points > 1 else ""
+    points = f"{how.points} points, " if how.points > 1 else ""
+    halves = "seven products of halves in place of eight, " if how.halves > 1 else ""
+    tiles = "tiles" if how.points > 1 else "columns"
+    return f"{shared}{points}{halves}blocks of {how.block} {tiles} x {how.chunk * how.halves} channels"

@@ -11,16 +11,27 @@ from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel, store, winograd_code
 from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import ELEMENTS, Tile
+from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_tiles import Way, classes, depth_of, lines, live, phases_of, points_of, steps, ways_taken
 from upconv.spec import ConvSpec, Problem
 
-DEPTH = 1024
-"""Products that are added up at a time: longer sums round more than the direct kernel's, which come in parts as well. Parts
-short enough for the first-level cache (330) cost a tenth of the time of layers with 512 channels and more. Measured."""
+DEPTH = {1: 1024, 2: 256}
+"""Products that are added up at a time, by the halves: longer sums round more than the direct kernel's, which come in parts as
+well. Parts short enough for the first-level cache (330) cost a tenth of the time of layers with 512 channels and more.
+Measured. Strassen's products round more, and are the shorter."""
 
 
-TRANSFORM = 5.0
-"""Cycles that one vector of inputs takes a point, from x to V. Measured."""
+TRANSFORM = {1: 5.0, 2: 20.0}
+"""Cycles that one vector of a channel takes a point, from x to V, by the halves (a vector of one half, all quadrants). Measured."""
+
+BACK = {1: 2.0, 2: 26.0}
+"""Cycles that one vector of sums takes a point, from M to where outputs are stored, by the halves. Measured."""
+
+END = 12.0
+"""Cycles that a tile takes besides its steps and the storing of its sums. Measured."""
+
+FEW = 4096
+"""Tiles an image up to which the register tile is chosen for their number."""
 
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
@@ -28,9 +39,10 @@ SPILT = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """Sizes of the loops. `block` counts tiles."""
+    """Sizes of the loops. `block` counts tiles; where there are two halves, `chunk` and `depth` are those of one."""
 
     tile: Tile
+    halves: int
     ways: tuple[Way, Way, Way]
     chunk: int
     chunks: int
@@ -46,16 +58,26 @@ class Blocking:
     found_bytes: int
     line_bytes: int
     lines_bytes: int
+    quads_bytes: int
     m_bytes: int
     v_bytes: int
 
     @property
     def workspace_bytes(self) -> int:
-        parts = (self.table_bytes, self.found_bytes, self.line_bytes, self.lines_bytes, self.m_bytes, self.v_bytes)
+        parts = (
+            self.table_bytes,
+            self.found_bytes,
+            self.line_bytes,
+            self.lines_bytes,
+            self.quads_bytes,
+            self.m_bytes,
+            self.v_bytes,
+        )
         return sum(parts) + 256
 
     @property
     def points(self) -> int:
+        """Of the transforms; each takes as many GEMMs as there are products of halves."""
         return prod(way.window for way in self.ways)
 
     @property
@@ -70,37 +92,42 @@ class Blocking:
     @property
     def room(self) -> int:
         """Tiles that a task's table has room for."""
-        return round_up(self.block, self.tile.lanes)
+        return round_up(self.block, self.tile.lanes * self.halves)
 
 
 @lru_cache(maxsize=512)
-def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+def blocking(problem: Problem, target: Target, threads: int, halves: int = 1) -> Blocking:
     """Tiles a block as the second-level cache holds their transforms; output channels in chunks beside them.
 
     Tile and chunk depend on the number of tiles only where there are very few: packed weights and code depend on them.
+    Two halves of a block's tiles mix, so that each block is one image's.
     """
-    spec = problem.spec
-    m, groups, length = spec.out_channels // spec.groups, spec.groups, columns.count(problem.batch, lines(problem))
-    tile, chunk, most = _tile(spec, problem.dtype, target)
-    pieces = max(1, ceil(length / most))
-    if pieces * groups < 4 * threads and length >= 4 * tile.width:
-        pieces = max(pieces, min(ceil(4 * threads / groups), length // (2 * tile.width)))
-    if pieces > 1 and groups < threads:
+    spec, images = problem.spec, problem.batch if halves > 1 else 1
+    m, groups, length = spec.out_channels // spec.groups, spec.groups, columns.count(problem.batch, lines(problem)) // images
+    alike = 0 if halves == 1 or spec.rank == 1 or length > FEW else length // halves
+    tile, chunk, most = _tile(spec, problem.dtype, target, halves, alike)
+    pieces, width, alone = max(1, ceil(length / most)), tile.width * halves, groups * images
+    if pieces * alone < 4 * threads and length >= 4 * width:
+        pieces = max(pieces, min(ceil(4 * threads / alone), length // (2 * width)))
+    if pieces > 1 and alone < threads:
         pieces = round_up(pieces, threads)
-    unit = tile.lanes if length < 4 * tile.width else tile.width
+    unit = tile.lanes * halves if length < 4 * width else width
     block = round_up(ceil(length / pieces), unit)
-    cut = columns.cut(length, unit, ceil(length / block))  # as few as are no longer: weights stream past each
+    cut = columns.cut(length, unit, ceil(length / block), images)  # as few as are no longer: weights stream past each
     parts = cut.count * groups
-    if parts < 2 * threads and chunk >= m > 1:
-        chunk = _choose_chunk(spec, tile, ceil(m / threads))
-    return sized(problem, tile, chunk, cut, _splits(spec, tile, chunk, parts, threads))
+    if parts < 2 * threads and chunk >= m // halves > 1:
+        chunk = _choose_chunk(spec, tile, halves, ceil(m // halves / threads))
+    return sized(problem, tile, halves, chunk, cut, _splits(spec, tile, halves, chunk, parts, threads))
 
 
 @lru_cache(maxsize=512)
-def _tile(spec: ConvSpec, dtype: str, target: Target) -> tuple[Tile, int, int]:
-    """(the register tile, output channels a chunk, tiles a block at most) for the fewest cycles, padding included."""
-    m, phases = spec.out_channels // spec.groups, prod(steps(spec)[0])
-    points, depth, item = len(points_of(spec)), depth_of(spec), SIZES[ELEMENTS[dtype]]
+def _tile(spec: ConvSpec, dtype: str, target: Target, halves: int, alike: int) -> tuple[Tile, int, int]:
+    """(the register tile, output channels a chunk, tiles a block at most) for the fewest cycles, padding included.
+
+    `alike` is the number of columns where they are few and always as many, else 0.
+    """
+    m, phases = spec.out_channels // spec.groups // halves, prod(steps(spec)[0])
+    points, depth, item = len(points_of(spec)) * PRODUCTS[halves], depth_of(spec) // halves, SIZES[ELEMENTS[dtype]]
     offers: list[tuple[float, int, tuple[Tile, int, int]]] = []
     for tile in microkernel.tiles(ELEMENTS[dtype], target):
         if tile.vectors == 1:
@@ -108,23 +135,30 @@ def _tile(spec: ConvSpec, dtype: str, target: Target) -> tuple[Tile, int, int]:
         most = int(target.l2 * 0.35 / (points * depth * item)) // tile.width * tile.width
         most = min(max(most, 2 * tile.width), 512)
         room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
-        chunk = _choose_chunk(spec, tile, min(m, max(room, ceil(tile.rows / phases))))
+        chunk = _choose_chunk(spec, tile, halves, min(m, max(room, ceil((tile.rows if halves == 1 else 48) / phases))))
         cycles = ceil(m / chunk) * rows_done(spec, _tile_blocks(spec, chunk, tile), tile) * microkernel.step_cycles(tile)
         spilt = max(0.0, points * depth * most * item / target.l2 - 1.0)
-        offers.append((cycles / (tile.rows * tile.width) * (1 + SPILT * spilt), len(offers), (tile, chunk, most)))
+        ends = columns_cycles(tile, alike) / (alike / tile.width * microkernel.step_cycles(tile)) if alike else 1.0
+        offers.append((cycles / (tile.rows * tile.width) * (1 + SPILT * spilt) * ends, len(offers), (tile, chunk, most * halves)))
     return min(offers)[2]
 
 
-def _splits(spec: ConvSpec, tile: Tile, chunk: int, parts: int, threads: int) -> int:
+def columns_cycles(tile: Tile, count: int) -> float:
+    """Cycles of a step of so many columns: wide tiles, and narrow ones at the end."""
+    wide, narrow = divmod(ceil(count / tile.lanes), tile.vectors)
+    return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
+
+
+def _splits(spec: ConvSpec, tile: Tile, halves: int, chunk: int, parts: int, threads: int) -> int:
     """Into how many shares to cut the chunks of each of `parts` equal parts, each of which transforms its input anew.
 
     The busiest thread is to be done first; tasks that are fewer than three a thread leave none for it to give away where
     another is held up: one a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
     """
-    chunks = ceil(spec.out_channels // spec.groups / chunk)
-    rows = chunks * rows_done(spec, _tile_blocks(spec, chunk, tile), tile)
+    chunks = ceil(spec.out_channels // spec.groups // halves / chunk)
+    rows = chunks * rows_done(spec, _tile_blocks(spec, chunk, tile), tile) * PRODUCTS[halves]
     gemm = rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
-    transform = TRANSFORM * len(points_of(spec)) / gemm  # of one part's input, beside its products
+    transform = TRANSFORM[halves] * len(points_of(spec)) / gemm  # of one part's input, beside its products
 
     def time(splits: int) -> float:
         tasks = parts * splits
@@ -135,29 +169,31 @@ def _splits(spec: ConvSpec, tile: Tile, chunk: int, parts: int, threads: int) ->
     return min(sorted(offers), key=time) if threads > 1 else 1
 
 
-def sized(problem: Problem, tile: Tile, chunk: int, cut: columns.Cut, splits: int) -> Blocking:
+def sized(problem: Problem, tile: Tile, halves: int, chunk: int, cut: columns.Cut, splits: int) -> Blocking:
     """The blocking of a chosen tile, output channels a chunk, blocks of tiles and shares of a block's chunks."""
     spec, item, ways = problem.spec, problem.itemsize, ways_taken(problem.spec)
     c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
-    depth, points = depth_of(spec), len(points_of(spec))
-    block, chunks = cut.block, ceil(m / chunk)
+    depth, points, products = depth_of(spec) // halves, len(points_of(spec)), len(points_of(spec)) * PRODUCTS[halves]
+    block, wide, chunks = cut.block, cut.block // halves, ceil(m // halves / chunk)
+    room = round_up(block, tile.lanes * halves)
     tile_blocks = _tile_blocks(spec, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
-    panels = ceil(block / tile.width)
+    panels = ceil(wide / tile.width)
     v_point = panels * depth * tile.width + 16
-    m_pitch = round_up(block, 16) + 16 * (round_up(block, 16) // 16 % 2 == 0)
+    m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
     m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
-    code = code_of(problem, tile)
+    code = code_of(problem, tile, halves)
     out_step = lines(problem)[2].out_step
     return Blocking(
-        tile=tile, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH)),
+        tile=tile, halves=halves, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
+        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH[halves])),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
-        table_bytes=columns.table_bytes(round_up(block, tile.lanes), tile.lanes),
-        found_bytes=round_up(code.found_bytes(depth // c // prod(in_steps[1:]), round_up(block, tile.lanes)), 64),
+        table_bytes=columns.table_bytes(room, tile.lanes),
+        found_bytes=round_up(code.found_bytes(depth_of(spec) // c // prod(in_steps[1:]), room), 64),
         line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
-        m_bytes=round_up(points * m_point * item, 64), v_bytes=round_up(points * v_point * item, 64),
+        quads_bytes=round_up(4 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if halves > 1 else 0,
+        m_bytes=round_up(products * m_point * item, 64), v_bytes=round_up(products * v_point * item, 64),
     )  # fmt: skip
 
 
@@ -180,21 +216,21 @@ def _tile_blocks(spec: ConvSpec, chunk: int, tile: Tile) -> tuple[int, ...]:
     return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(spec))
 
 
-def _choose_chunk(spec: ConvSpec, tile: Tile, most: int) -> int:
+def _choose_chunk(spec: ConvSpec, tile: Tile, halves: int, most: int) -> int:
     """Output channels at a time, at most so many, for the least padding of tiles; larger chunks where little speaks for less."""
 
     def cost(chunk: int) -> float:
         rows = rows_done(spec, _tile_blocks(spec, chunk, tile), tile)
-        return ceil(spec.out_channels // spec.groups / chunk) * (rows + 0.02 * most)
+        return ceil(spec.out_channels // spec.groups // halves / chunk) * (rows + 0.02 * most)
 
     return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
 
 
-def code_of(problem: Problem, tile: Tile) -> winograd_code.Code:
+def code_of(problem: Problem, tile: Tile, halves: int) -> winograd_code.Code:
     """What of a problem changes the code."""
     d, h, w = (replace(way, groups=1) for way in ways_taken(problem.spec))  # groups are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem)[2].out_step
     uneven = problem.spec.transposed and len(classes(problem.spec)) > 1
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
-    return winograd_code.Code(tile, (d, h, w), (ph, pw), uneven, finish)
+    return winograd_code.Code(tile, halves, (d, h, w), (ph, pw), uneven, finish)

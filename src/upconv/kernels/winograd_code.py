@@ -1,12 +1,18 @@
-"""The code of the Winograd kernel: windows of x transformed into V, a GEMM a point, sums transformed back and stored."""
+"""The code of the Winograd kernel: windows of x transformed into V, a GEMM a point, sums transformed back and stored.
+
+With two halves (Strassen), each point takes seven GEMMs: of sums of quadrants of V, whose channels and whose vectors of tiles,
+every other one, are halved. Output channels are halved likewise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module, vector
@@ -14,6 +20,7 @@ from upconv.kernels import columns, microkernel, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.microkernel import Tile
 from upconv.kernels.store import Store
+from upconv.kernels.strassen_products import PRODUCTS, RIGHT, SUM
 from upconv.kernels.winograd_tiles import INPUT, OUTPUT, Way
 
 SLOTS = jobs.Slots(
@@ -23,8 +30,8 @@ SLOTS = jobs.Slots(
                 *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
                 "plane_rows", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
                 "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
-                "x_group", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes", "line_bytes",
-                "lines_bytes",
+                "x_group", "x_half", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
+                "line_bytes", "lines_bytes", "quads_bytes",
             )
         )
     )
@@ -43,6 +50,7 @@ class Code:
     """
 
     tile: Tile
+    halves: int
     ways: tuple[Way, Way, Way]
     planes: tuple[int, int]
     uneven: bool
@@ -177,39 +185,83 @@ def _transpose(f: Function, tiles: list[Value]) -> list[Value]:
 
 
 def _emit_input(code: Code) -> Function:
-    """`input(job, table, room, found, vectors, x, v, line)`: the windows of a block's tiles, all channels, into V.
+    """`input(job, table, room, found, vectors, x, v, line, quads)`: the windows of a block's tiles, all channels, into V.
 
-    V is [point][panel][outer][channel][plane][tile].
+    V is [product][point][panel][outer][channel][plane][tile]. The quadrants of a product of halves stand in `quads` first.
     """
     pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")]
-    f = Function("input", [*pointers, ("x", "ptr"), ("v", "ptr"), ("line", "ptr")], attributes="internal noinline nounwind")
-    job, table, room, found, vectors, x, v, line = f.arguments
-    tile, lanes = code.tile, code.tile.lanes
-    x, v, line = x.of(tile.element), v.of(tile.element), line.of(tile.element)
-    names = ("x_channel", "x_h", "channels_in", "outer_count", "panel_size", "v_point")
+    arguments = [*pointers, ("x", "ptr"), ("v", "ptr"), ("line", "ptr"), ("quads", "ptr")]
+    f = Function("input", arguments, attributes="internal noinline nounwind")
+    job, table, room, found, vectors, x, v, line, quads = f.arguments
+    tile, lanes, halves = code.tile, code.tile.lanes, code.halves
+    x, v, line, quads = (pointer.of(tile.element) for pointer in (x, v, line, quads))
+    names = ("x_channel", "x_h", "x_half", "channels_in", "outer_count", "panel_size", "v_point")
     s = {name: SLOTS.read(f, job, name) for name in names}
     p = columns.parts(table, room, lanes)
     planes = prod(code.planes)
     outer, plane_rows = SLOTS.pointer(f, job, "outer", "i64"), SLOTS.pointer(f, job, "plane_rows", "i64")
     with f.loop(0, s["channels_in"], name="c") as c, f.loop(0, s["outer_count"], name="outer") as o:
-        source = x[c * s["x_channel"]]
         taps = [f.load("i64", plane_rows[o * planes + i]) for i in range(planes)]
         rows = [(tap * s["channels_in"] + c) * tile.width for tap in taps]
-        with f.loop(0, vectors, name="vector") as number:
-            panel_ = v[number // tile.vectors * s["panel_size"] + number % tile.vectors * lanes]
+        with f.loop(0, vectors // halves, name="column") as column:
+            panel_ = v[column // tile.vectors * s["panel_size"] + column % tile.vectors * lanes]
             target = [panel_[row] for row in rows]
-            if code.piece > 1:
-                start = source[f.load("i64", outer[o * panel.READ + 3])]
-                _emit_ahead(f, code, s, start[f.load("i64", p.places[number * lanes])])
-                interior = p.vector(f, number, columns.READER).equals(1)
-                with f.when(interior, name="interior"):
-                    _emit_tiles(f, code, s, p, start, number, None, target)
-                with f.otherwise(interior, name="border"):
-                    masks = found.of("i32")[(o * code.reach[0] * room + number * lanes) * code.reach[1]]
-                    _emit_tiles(f, code, s, p, start, number, (masks, room), target)
+
+            def put(plane: int, point: Int, value: Value, target: list[Value] = target) -> None:
+                f.store(value, target[plane][s["v_point"] * point])
+
+            if halves == 1:
+                _emit_window(f, code, s, p, x[c * s["x_channel"]], outer, found, (o, column, vectors, room), line, put)
             else:
-                _emit_vectors(f, code, s, p, source, found, o, vectors, number, line, target)
+                _emit_quadrants(f, code, s, p, x[c * s["x_channel"]], outer, found, (o, column, vectors, room), line, quads, put)
     return f
+
+
+Put = Callable[[int, Int, Value], None]
+"""What becomes of a plane's point."""
+
+
+def _emit_quadrants(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, outer: Value, found: Value,
+    at: tuple[Value, Value, Value, Value], line: Value, quads: Value, put: Put,
+) -> None:  # fmt: skip
+    """The points of two vectors of tiles of two channels, one of each half, and of these what the seven products multiply."""
+    o, column, vectors, room = at
+    tile, planes, points = code.tile, prod(code.planes), len(code.points)
+    size = points * tile.lanes
+    with f.loop(0, code.halves**2, name="quad") as quad:
+        to, number = quads[quad * (planes * size)], column * code.halves + quad % code.halves
+
+        def keep(plane: int, point: Int, value: Value) -> None:
+            f.store(value, to[point * tile.lanes + plane * size])
+
+        channel = source[quad // code.halves * s["x_half"]]
+        _emit_window(f, code, s, p, channel, outer, found, (o, number, vectors, room), line, keep)
+    for plane in range(planes):
+        with f.loop(0, points, name="point") as point:
+            quadrants = [f.load(tile.type, quads[point * tile.lanes + (i * planes + plane) * size]) for i in range(code.halves**2)]
+            for i, row in enumerate(RIGHT):
+                put(plane, point + i * points, _combine(f, row, quadrants))
+
+
+def _emit_window(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, outer: Value, found: Value,
+    at: tuple[Value, Value, Value, Value], line: Value, put: Put,
+) -> None:  # fmt: skip
+    """The points of one vector of tiles of one channel; `at` is (outer, vector, vectors, room)."""
+    o, number, vectors, room = at
+    if code.piece == 1:
+        _emit_vectors(f, code, p, source, found, o, vectors, number, line, put)
+        return
+    lanes = code.tile.lanes
+    start = source[f.load("i64", outer[o * panel.READ + 3])]
+    _emit_ahead(f, code, s, start[f.load("i64", p.places[number * lanes])])
+    interior = p.vector(f, number, columns.READER).equals(1)
+    with f.when(interior, name="interior"):
+        _emit_tiles(f, code, s, p, start, number, None, put)
+    with f.otherwise(interior, name="border"):
+        masks = found.of("i32")[(o * code.reach[0] * room + number * lanes) * code.reach[1]]
+        _emit_tiles(f, code, s, p, start, number, (masks, room), put)
 
 
 def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> None:
@@ -222,7 +274,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> N
 
 def _emit_tiles(
     f: Function, code: Code, s: dict[str, Value], p: columns.Parts, start: Value, number: Value,
-    masks: tuple[Value, Value] | None, target: list[Value],
+    masks: tuple[Value, Value] | None, put: Put,
 ) -> None:  # fmt: skip
     """The windows of one vector of tiles, each tile's rows read as they lie in x and transposed in registers."""
     lanes, (_, reach_w), size = code.tile.lanes, code.reach, code.piece
@@ -245,23 +297,23 @@ def _emit_tiles(
             found += _transpose(f, tiles)
         return found
 
-    _emit_points(f, code, s, row, target)
+    _emit_points(f, code, row, put)
 
 
 def _emit_vectors(
-    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, found: Value, o: Value, vectors: Value,
-    number: Value, line: Value, target: list[Value],
+    f: Function, code: Code, p: columns.Parts, source: Value, found: Value, o: Value, vectors: Value, number: Value, line: Value,
+    put: Put,
 ) -> None:  # fmt: skip
     """The windows of one vector of tiles where w is not transformed: each element of the window is a vector of x."""
     lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
     with f.loop(0, reach_h * reach_w, name="element") as e:
         entry = found.of("i8")[((o * (reach_h * reach_w) + e) * vectors + number) * code.panel.entry]
         panel.emit_fetch(f, code.panel, p, source, entry, number, line[e * lanes])
-    _emit_points(f, code, s, lambda e: [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)], target)
+    _emit_points(f, code, lambda e: [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)], put)
 
 
-def _emit_points(f: Function, code: Code, s: dict[str, Value], row: Any, target: list[Value]) -> None:
-    """Transforms the windows whose rows `row` gives, one of each plane of x, and stores their points at the planes' targets."""
+def _emit_points(f: Function, code: Code, row: Callable[[int], list[Value]], put: Put) -> None:
+    """Transforms the windows whose rows `row` gives, one of each plane of x."""
     ph, pw = code.planes
     matrices = (INPUT if code.ways[1].transformed else None, INPUT if code.ways[2].transformed else None)
     for bh in range(ph):
@@ -270,7 +322,7 @@ def _emit_points(f: Function, code: Code, s: dict[str, Value], row: Any, target:
             window = {(u, t): rows[u][pw * t + bw] for u, t in code.points}
             done = _transform(f, window, matrices)
             for i, point in enumerate(code.points):
-                f.store(done[point], target[bh * pw + bw][s["v_point"] * i])
+                put(bh * pw + bw, i, done[point])
 
 
 # -- outputs -----------------------------------------------------------------------------------------------------------
@@ -287,29 +339,48 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     job, table, room, vectors, m, lines, line, y, channel, channels = f.arguments
     tile, lanes, (_, way_h, way_w) = code.tile, code.tile.lanes, code.ways
     m, lines, line, y = (pointer.of(tile.element) for pointer in (m, lines, line, y))
-    names = ("m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w")
+    names = (
+        "m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w", "channels_out",
+    )  # fmt: skip
     s = {name: SLOTS.read(f, job, name) for name in names}
     bias, phase_rows = SLOTS.pointer(f, job, "bias", tile.element), SLOTS.pointer(f, job, "phase_rows", "i64")
     p = columns.parts(table, room, lanes)
     matrices = tuple(OUTPUT[way.taps] if way.transformed else None for way in (way_h, way_w))
+    quadrants = list(product(range(code.halves), repeat=2))
+
+    def sums(source: Value, quadrant: int) -> dict[tuple[int, int], Value]:
+        """A quadrant's points, from the products that it consists of."""
+        used = [i for i, sign in enumerate(SUM[quadrant]) if sign] if code.halves > 1 else [0]
+        signs = SUM[quadrant][used] if code.halves > 1 else np.ones(1)
+        return {
+            point: _combine(f, signs, [f.load(tile.type, source[s["m_point"] * (n * len(code.points) + i)]) for n in used])
+            for i, point in enumerate(code.points)
+        }
+
     with f.loop(0, channels, name="m") as number, f.loop(0, s["out_step_d"], name="ad") as ad:
-        offset, plane = f.load(tile.element, bias[channel + number]), y[number * s["y_channel"]]
-        with f.loop(0, s["phases_h"], name="ah") as ah, f.loop(0, vectors, name="v") as v:
+        channel_of = [number + s["channels_out"] * half for half in range(code.halves)]
+        offsets = [f.load(tile.element, bias[channel + n]) for n in channel_of]
+        planes = [y[n * s["y_channel"]] for n in channel_of]
+        with f.loop(0, s["phases_h"], name="ah") as ah, f.loop(0, vectors // code.halves, name="column") as column:
             first = (ad * s["phases_h"] + ah) * s["phases_w"]
-            with f.loop(0, s["phases_w"], name="aw") as aw:
-                at = phase_rows[(first + aw) * 2]
-                source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + v * lanes]
-                sums = {point: f.load(tile.type, source[s["m_point"] * i]) for i, point in enumerate(code.points)}
-                for (i, j), value in _transform(f, sums, (matrices[0], matrices[1])).items():
-                    f.store(value, lines[((s["phases_w"] * (i * way_w.outputs + j)) + aw) * lanes])
-            with f.loop(0, way_h.outputs, name="ih") as ih:
-                row, h = lines[ih * s["out_step_w"] * lanes], ih * s["phases_h"] + ah
-                to = store.Destination(job, table, room, line, plane, ad, h, (ad * s["out_h"] + h) * s["out_w"])
+            for quadrant, (half, other) in enumerate(quadrants):
+                with f.loop(0, s["phases_w"], name="aw") as aw:
+                    at = phase_rows[(first + aw) * 2]
+                    source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + column * lanes]
+                    for (i, j), value in _transform(f, sums(source, quadrant), (matrices[0], matrices[1])).items():
+                        f.store(value, lines[((s["phases_w"] * (i * way_w.outputs + j)) + aw) * lanes])
+                with f.loop(0, way_h.outputs, name="ih") as ih:
+                    row, h = lines[ih * s["out_step_w"] * lanes], ih * s["phases_h"] + ah
+                    to = store.Destination(job, table, room, line, planes[half], ad, h, (ad * s["out_h"] + h) * s["out_w"])
 
-                def stream(a: Int, row: Value = row) -> Value:
-                    return f.load(tile.type, row[a * lanes])
+                    def stream(a: Int, row: Value = row) -> Value:
+                        return f.load(tile.type, row[a * lanes])
 
-                store.emit_vector(f, writer, to, p, v, stream, offset, s["out_step_w"])
+                    vector_ = column * code.halves + other
+                    ahead = planes[half][s["y_channel"] + p.vector(f, vector_, columns.OUT) + to.row]
+                    for line_at in range(0, lanes * (code.store.step or 1), 16):
+                        f.prefetch(ahead[line_at], write=True)
+                    store.emit_vector(f, writer, to, p, vector_, stream, offsets[half], s["out_step_w"])
     return f
 
 
@@ -317,7 +388,7 @@ def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
     do_tiles = microkernel.emit_both(tile)
-    do_place, writer = columns.emit_place(tile.lanes, SLOTS), store.writer(code.store, SLOTS)
+    do_place, writer = columns.emit_place(tile.lanes, SLOTS, together=code.halves), store.writer(code.store, SLOTS)
     do_find = _emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
     do_input, do_output = _emit_input(code), _emit_output(code, writer)
 
@@ -325,28 +396,29 @@ def emit(code: Code) -> str:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
         low, width = columns.emit_cut(f, s, position)
-        vectors = (width + (tile.lanes - 1)) // tile.lanes
+        wide = (width + (tile.lanes * code.halves - 1)) // (tile.lanes * code.halves)
+        vectors, wide = wide * code.halves, wide * tile.lanes
         table, at, parts = workspace, s["table_bytes"], []
-        for name in ("found_bytes", "line_bytes", "lines_bytes", "m_bytes"):
+        for name in ("found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes"):
             parts.append(workspace[at].of(tile.element))
             at = at + s[name]
-        (found, line, lines, m), v = parts, workspace[at].of(tile.element)
+        (found, line, lines, quads, m), v = parts, workspace[at].of(tile.element)
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
         f.call(do_place, [job, table, s["room"], low, low + width])
         f.call(do_find, [job, table, s["room"], found, vectors])
-        f.call(do_input, [job, table, s["room"], found, vectors, x, v, line])
+        f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, quads])
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
         strip = s["depth"] * tile.rows
         with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven else 0, tile.lanes, name="zero") as i:
             f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
-            with f.loop(0, len(code.points), name="point") as point:
+            with f.loop(0, len(code.points) * PRODUCTS[code.halves], name="point") as point:
                 first_strip, strips, first_row, rows = (f.load("i64", points[point * POINT + i]) for i in range(POINT))
                 left = weight[point * s["weight_point"] + (ic * s["tile_blocks"] + first_strip) * strip]
-                right, wide = v[point * s["v_point"]], vectors * tile.lanes
+                right = v[point * s["v_point"]]
                 sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
                 with f.loop(0, rows, s["depth_part"], name="pc") as pc:
                     sizes: list[Int] = [taps, 1, f.minimum(rows - pc, s["depth_part"]), tile.width]
@@ -356,7 +428,7 @@ def emit(code: Code) -> str:
                         f, tile, do_tiles, a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide, more
                     )
             channel = ic * s["chunk"]
-            number_out = group * s["channels_out"] + channel
+            number_out = group * s["group_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
             plane = y[number_out * s["y_channel"]]
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
@@ -366,7 +438,7 @@ def emit(code: Code) -> str:
 
 
 _TASK_SLOTS = (
-    "length", "unit", "units", "longer", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
-    "channels_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
-    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "m_bytes",
+    *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
+    "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
+    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes",
 )  # fmt: skip

@@ -60,7 +60,7 @@ PLAIN = Way(1, 1)
 
 
 def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
-    """How each of the three dimensions is taken, or why this layer is not for Winograd."""
+    """How each of the three dimensions is taken, or why this layer has no tiles."""
     ways = [PLAIN] * (3 - spec.rank)
     for d, (k, s, l) in enumerate(zip(spec.kernel_size, spec.stride, spec.dilation, strict=True)):
         taps = ceil(k / s)
@@ -73,13 +73,11 @@ def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
             ways.append(Way(1, taps))
         else:
             return f"{taps} taps a phase from kernel {k}, stride {s}"
-    if not any(way.transformed for way in ways):
-        return "one tap a phase: nothing to save"
     return ways[0], ways[1], ways[2]
 
 
 def ways_taken(spec: ConvSpec) -> tuple[Way, Way, Way]:
-    """How each dimension of a layer that is for Winograd is taken."""
+    """How each dimension of a layer that has tiles is taken."""
     ways = ways_of(spec)
     assert not isinstance(ways, str)
     return ways

@@ -1,0 +1,84 @@
+"""Strassen's product of halves: seven multiplications where the direct sum has eight, alone or at each point of Winograd's.
+
+The kernel is Winograd's (`winograd.py`), whose tiles need not be transformed: input channels, output channels and the tiles of
+an image are halved, and the GEMMs are those of `strassen_products.py`. Weights are added up while they are packed, quadrants of
+x while they are copied into panels, and the results while they are stored.
+
+Source: Strassen, Gaussian Elimination is not Optimal, 1969. docs/strassen.md has the figures.
+"""
+
+from __future__ import annotations
+
+from upconv.codegen.target import Target
+from upconv.kernels import winograd
+from upconv.kernels.winograd import (
+    SLOTS,
+    bind,
+    code_name,
+    code_parameters,
+    describe,
+    emit,
+    macs,
+    packing,
+    tasks,
+    weight_layout,
+)
+from upconv.kernels.winograd_blocks import Blocking
+from upconv.kernels.winograd_blocks import blocking as blocks
+from upconv.kernels.winograd_tiles import points_of
+from upconv.spec import Problem
+
+__all__ = [
+    "EXACT",
+    "NAME",
+    "SLOTS",
+    "bind",
+    "blocking",
+    "code_name",
+    "code_parameters",
+    "cost",
+    "describe",
+    "emit",
+    "macs",
+    "packing",
+    "rejects",
+    "tasks",
+    "weight_layout",
+]
+
+NAME = "strassen"
+WORTH, WORTH_AGAIN, SPILT = 1.02, 1.07, 0.1
+"""What the additional rounding should be worth, as a share of the time, beside the direct sum and beside Winograd's, which rounds
+as well; and what a second-level cache's worth of V beyond two of them costs. Measured."""
+MOST_POINTS = 4
+"""Winograd's in one dimension. In two, 16, 27 layers of 64 to 1024 channels ran at 0.48 to 1.10 times the speed without, 0.88 in
+geometric mean, and erred up to 4.2 times as much as the direct sum. Measured."""
+EXACT = False
+"""Rounding differs from the direct sum's, and a NaN spreads over channels and tiles."""
+
+
+def rejects(problem: Problem, target: Target) -> str | None:
+    """Why this kernel cannot run the problem, or None."""
+    spec = problem.spec
+    reason = winograd.refuses(problem, target)
+    if reason:
+        return reason
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    if c % 2 or m % 2:
+        return f"{c} -> {m} channels a group cannot be halved"
+    points = len(points_of(spec))
+    if points > MOST_POINTS:
+        return f"{points} points: seven products at each would leave the caches"
+    return None
+
+
+def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
+    """Estimated seconds, as Winograd's; more where the seven V of a block are too much for the second-level cache."""
+    spilt = max(0.0, how.v_bytes / target.l2 - 2.0)
+    worth = WORTH if how.points == 1 else WORTH_AGAIN
+    return winograd.cost(problem, how, target, threads) * (worth + SPILT * spilt)
+
+
+def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+    """As Winograd's, of halves."""
+    return blocks(problem, target, threads, 2)

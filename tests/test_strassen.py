@@ -1,0 +1,82 @@
+"""Strassen's products of halves: the identity, images that stay apart, and when plans take it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernel_runs as runs
+import upconv
+from upconv.codegen import target as targets
+from upconv.kernels import strassen
+from upconv.kernels.strassen_products import LEFT, PRODUCTS, RIGHT, SUM
+
+HOST = targets.host()
+LAYERS = {
+    "k2s2": dict(size=(5, 7), in_channels=16, out_channels=12, kernel_size=2, stride=2),
+    "k4s2 of rows": dict(size=(13, 6), in_channels=16, out_channels=8, kernel_size=(4, 1), stride=(2, 1)),
+    "k3s2": dict(size=(70,), in_channels=8, out_channels=16, kernel_size=3, stride=2, padding=1),
+    "convolution k2s2": dict(size=(10, 9), transposed=False, in_channels=8, out_channels=16, kernel_size=2, stride=2),
+}
+needs_vectors = pytest.mark.skipif(HOST.lanes(4) < 4, reason="vectors too short on this machine")
+
+
+def test_seven_products_are_the_product_of_any_two_matrices_of_two_by_two() -> None:
+    assert LEFT.shape == RIGHT.shape == SUM.T.shape == (PRODUCTS[2], 4)
+    for i, j in np.ndindex(4, 4):  # both sides are linear in a and in b
+        a, b = np.eye(4, dtype=int)[i], np.eye(4, dtype=int)[j]
+        np.testing.assert_array_equal(SUM @ ((LEFT @ a) * (RIGHT @ b)), (a.reshape(2, 2) @ b.reshape(2, 2)).ravel())
+
+
+@needs_vectors
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("special", [np.nan, np.inf, 3e30])
+def test_no_image_of_a_batch_touches_another(name: str, special: float) -> None:
+    """Halves of tiles mix, but those of one image: what a broken image holds does not reach its neighbours."""
+    problem = runs.make(batch=3, **LAYERS[name])
+    assert strassen.rejects(problem, HOST) is None
+    plain = runs.operands(problem)
+    x = plain.x.copy()
+    x[1] = special
+    with np.errstate(over="ignore", invalid="ignore"):
+        got = runs.run_kernel(strassen, problem, runs.Operands(x, plain.weight, plain.bias, plain.expected), HOST)
+    np.testing.assert_array_equal(got[[0, 2]], plain.expected[[0, 2]])
+
+
+@needs_vectors
+def test_channels_that_cannot_be_halved_are_refused_with_the_reason() -> None:
+    for c, m in ((9, 16), (16, 9)):
+        problem = runs.make(size=(9,), in_channels=c, out_channels=m, kernel_size=2, stride=2)
+        assert strassen.rejects(problem, HOST) == f"{c} -> {m} channels a group cannot be halved"
+
+
+@needs_vectors
+def test_winograd_in_two_dimensions_is_left_alone() -> None:
+    problem = runs.make(size=(9, 9), in_channels=16, out_channels=16, kernel_size=4, stride=2)
+    assert strassen.rejects(problem, HOST) == "16 points: seven products at each would leave the caches"
+
+
+@needs_vectors
+def test_a_plan_counts_an_eighth_less_and_says_why() -> None:
+    problem = runs.make(size=(32, 32), in_channels=512, out_channels=256, kernel_size=2, stride=2)
+    how = strassen.blocking(problem, HOST, 1)
+    assert strassen.macs(problem, how) * 2 < 0.93 * problem.flops  # padding of tiles included
+    assert "seven products of halves in place of eight" in strassen.describe(problem, how)
+
+
+def _plan(**more: Any) -> Any:
+    return upconv.plan((1, 512, 32, 32), (512, 512, 2, 2), stride=2, **more)
+
+
+@pytest.mark.skipif(HOST.name != "avx2", reason="what the estimates choose on other processors is theirs")
+def test_large_layers_whose_kernel_is_the_stride_take_it_unless_results_are_to_be_precise() -> None:
+    assert _plan().algorithm == "strassen"
+    upconv.set_precise(True)
+    try:
+        assert _plan().algorithm == "direct"
+        assert dict(_plan().not_chosen)["strassen"].startswith("precise results are asked for")
+    finally:
+        upconv.set_precise(False)
+    assert upconv.plan((1, 32, 32, 32), (32, 32, 2, 2), stride=2).algorithm == "direct"
