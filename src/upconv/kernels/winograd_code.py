@@ -251,7 +251,7 @@ def _emit_window(
     """The points of one vector of tiles of one channel; `at` is (outer, vector, vectors, room)."""
     o, number, vectors, room = at
     if code.piece == 1:
-        _emit_vectors(f, code, p, source, found, o, vectors, number, line, put)
+        _emit_vectors(f, code, s, p, source, found, o, vectors, number, line, put)
         return
     lanes = code.tile.lanes
     start = source[f.load("i64", outer[o * panel.READ + 3])]
@@ -301,13 +301,14 @@ def _emit_tiles(
 
 
 def _emit_vectors(
-    f: Function, code: Code, p: columns.Parts, source: Value, found: Value, o: Value, vectors: Value, number: Value, line: Value,
-    put: Put,
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, found: Value, o: Value, vectors: Value,
+    number: Value, line: Value, put: Put,
 ) -> None:  # fmt: skip
     """The windows of one vector of tiles where w is not transformed: each element of the window is a vector of x."""
     lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
     with f.loop(0, reach_h * reach_w, name="element") as e:
         entry = found.of("i8")[((o * (reach_h * reach_w) + e) * vectors + number) * code.panel.entry]
+        f.prefetch(source[f.load("i64", entry) + s["x_channel"] * panel.AHEAD])
         panel.emit_fetch(f, code.panel, p, source, entry, number, line[e * lanes])
     _emit_points(f, code, lambda e: [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)], put)
 
