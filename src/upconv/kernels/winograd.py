@@ -42,10 +42,10 @@ from upconv.kernels.winograd_tiles import (
     ways_taken,
     windows,
 )
+from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
 from upconv.spec import Problem
 
 NAME = "winograd"
-SLOTS = winograd_code.SLOTS
 EXACT = False
 """Rounding differs from the direct sum's, and a NaN spreads over its tile."""
 

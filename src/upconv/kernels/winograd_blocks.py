@@ -8,11 +8,12 @@ from math import ceil, prod
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
-from upconv.kernels import columns, microkernel, store, winograd_code
+from upconv.kernels import columns, microkernel, store
 from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_tiles import Way, classes, depth_of, lines, live, phases_of, points_of, steps, ways_taken
+from upconv.kernels.winograd_way import Code
 from upconv.spec import ConvSpec, Problem
 
 DEPTH = {1: 1024, 2: 256}
@@ -226,11 +227,11 @@ def _choose_chunk(spec: ConvSpec, tile: Tile, halves: int, most: int) -> int:
     return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
 
 
-def code_of(problem: Problem, tile: Tile, halves: int) -> winograd_code.Code:
+def code_of(problem: Problem, tile: Tile, halves: int) -> Code:
     """What of a problem changes the code."""
     d, h, w = (replace(way, groups=1) for way in ways_taken(problem.spec))  # groups are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem)[2].out_step
     uneven = problem.spec.transposed and len(classes(problem.spec)) > 1
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
-    return winograd_code.Code(tile, halves, (d, h, w), (ph, pw), uneven, finish)
+    return Code(tile, halves, (d, h, w), (ph, pw), uneven, finish)

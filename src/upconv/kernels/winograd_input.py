@@ -1,0 +1,224 @@
+"""The Winograd kernel's input: windows of x found, transformed, and stood in the panels that its GEMMs read.
+
+With two halves (Strassen), what stands there are sums of quadrants: of the two halves of the channels, and of every other vector
+of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from upconv.codegen.ir import SIZES, Function, Int, Value, vector
+from upconv.kernels import columns, panel
+from upconv.kernels.strassen_products import RIGHT
+from upconv.kernels.winograd_tiles import INPUT
+from upconv.kernels.winograd_way import SLOTS, Code, combine, transform
+
+
+def emit_windows(code: Code) -> Function:
+    """`windows(job, table, room, found, vectors)`: which vectors of tiles lie within x, and masks for those that do not.
+
+    Masks are [outer][row of the window][tile][column of the window].
+    """
+    f = Function(
+        "windows",
+        [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")],
+        attributes="internal noinline nounwind",
+    )
+    job, table, room, found, vectors = f.arguments
+    lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
+    p = columns.parts(table, room, lanes)
+    s = {name: SLOTS.read(f, job, name) for name in ("outer_count", "size_d", "size_h", "size_w")}
+    outer = SLOTS.pointer(f, job, "outer", "i64")
+    first, final = (tuple(f.load("i64", outer[at * panel.READ + i]) for i in range(3)) for at in (f.value(0), s["outer_count"] - 1))
+    last = (final[0], final[1] + (reach_h - 1), final[2] + (reach_w - 1))
+    with f.loop(0, vectors, name="v") as v:
+        low, high = (columns.inside(f, s, p, v * lanes, lanes, (e[0], e[1], e[2])) for e in (first, last))
+        interior = f.select(columns.full(f, f._op("and", low, high), lanes), 1, 0)
+        f.store(interior, p.vectors[v * columns.VECTOR + columns.READER])
+    type_, i32 = vector("i32", reach_w), "i32"
+    along = Value(f, "<" + ", ".join(f"i32 {i}" for i in range(reach_w)) + ">", type_)
+    size_w = f.splat(f.truncated(s["size_w"]), type_)
+    with f.loop(0, s["outer_count"], name="outer") as o, f.loop(0, reach_h, name="row") as e:
+        ed, eh, ew = (f.load("i64", outer[o * panel.READ + i]) for i in range(3))
+        with f.loop(0, vectors * lanes, name="tile") as t:
+            d, h, w = (f.load(i32, part[t]) for part in (p.d, p.h, p.w))
+            d = f._op("add", d, f.truncated(ed))
+            h, w = f._op("add", h, f.truncated(eh + e)), f._op("add", w, f.truncated(ew))
+            there = f._op(
+                "and",
+                f.compare("ult", d, f.truncated(s["size_d"])),
+                f.compare("ult", h, f.truncated(s["size_h"])),
+            )
+            mask = f.compare("ult", f._op("add", f.splat(w, type_), along), size_w)
+            wide = f.emit(f"sext {mask.type} {mask.text} to {type_}", type_)
+            kept = f.emit(f"select i1 {there.text}, {type_} {wide.text}, {type_} zeroinitializer", type_)
+            f.store(kept, found.of("i32")[((o * reach_h + e) * room + t) * reach_w], align=4)
+    return f
+
+
+def _transpose(f: Function, tiles: list[Value]) -> list[Value]:
+    """The vectors of tiles (each n elements long) turned into n vectors, one lane a tile; n is at most the lanes."""
+    lanes = len(tiles)
+    n = int(tiles[0].type[1:].split(" x ")[0])
+    rows = []
+    for j in range(n):  # tiles j, j + n, j + 2n ... side by side
+        parts = tiles[j::n]
+        while len(parts) > 1:
+            joined = range(2 * int(parts[0].type[1:].split(" x ")[0]))
+            parts = [f.shuffle(a, b, list(joined)) for a, b in zip(parts[0::2], parts[1::2], strict=True)]
+        rows.append(parts[0])
+    step = 1
+    while step < n:  # exchange element bit by element bit between rows that differ in it, within blocks of n lanes
+        turned = list(rows)
+        for i in range(n):
+            if i & step == 0:
+                a, b = rows[i], rows[i + step]
+                keep = [lane if lane & step == 0 else lanes + (lane ^ step) for lane in range(lanes)]
+                move = [(lane ^ step) if lane & step == 0 else lanes + lane for lane in range(lanes)]
+                turned[i], turned[i + step] = f.shuffle(a, b, keep), f.shuffle(a, b, move)
+        rows, step = turned, step * 2
+    return rows
+
+
+def emit_input(code: Code) -> Function:
+    """`input(job, table, room, found, vectors, x, v, line, quads)`: the windows of a block's tiles, all channels, into V.
+
+    V is [product][point][panel][outer][channel][plane][tile]. The quadrants of a product of halves stand in `quads` first.
+    """
+    pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")]
+    arguments = [*pointers, ("x", "ptr"), ("v", "ptr"), ("line", "ptr"), ("quads", "ptr")]
+    f = Function("input", arguments, attributes="internal noinline nounwind")
+    job, table, room, found, vectors, x, v, line, quads = f.arguments
+    tile, lanes, halves = code.tile, code.tile.lanes, code.halves
+    x, v, line, quads = (pointer.of(tile.element) for pointer in (x, v, line, quads))
+    names = ("x_channel", "x_h", "x_half", "channels_in", "outer_count", "panel_size", "v_point")
+    s = {name: SLOTS.read(f, job, name) for name in names}
+    p = columns.parts(table, room, lanes)
+    planes = prod(code.planes)
+    outer, plane_rows = SLOTS.pointer(f, job, "outer", "i64"), SLOTS.pointer(f, job, "plane_rows", "i64")
+    with f.loop(0, s["channels_in"], name="c") as c, f.loop(0, s["outer_count"], name="outer") as o:
+        taps = [f.load("i64", plane_rows[o * planes + i]) for i in range(planes)]
+        rows = [(tap * s["channels_in"] + c) * tile.width for tap in taps]
+        with f.loop(0, vectors // halves, name="column") as column:
+            panel_ = v[column // tile.vectors * s["panel_size"] + column % tile.vectors * lanes]
+            target = [panel_[row] for row in rows]
+
+            def put(plane: int, point: Int, value: Value, target: list[Value] = target) -> None:
+                f.store(value, target[plane][s["v_point"] * point])
+
+            if halves == 1:
+                _emit_window(f, code, s, p, x[c * s["x_channel"]], outer, found, (o, column, vectors, room), line, put)
+            else:
+                _emit_quadrants(f, code, s, p, x[c * s["x_channel"]], outer, found, (o, column, vectors, room), line, quads, put)
+    return f
+
+
+Put = Callable[[int, Int, Value], None]
+"""What becomes of a plane's point."""
+
+
+def _emit_quadrants(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, outer: Value, found: Value,
+    at: tuple[Value, Value, Value, Value], line: Value, quads: Value, put: Put,
+) -> None:  # fmt: skip
+    """The points of two vectors of tiles of two channels, one of each half, and of these what the seven products multiply."""
+    o, column, vectors, room = at
+    tile, planes, points = code.tile, prod(code.planes), len(code.points)
+    size = points * tile.lanes
+    with f.loop(0, code.halves**2, name="quad") as quad:
+        to, number = quads[quad * (planes * size)], column * code.halves + quad % code.halves
+
+        def keep(plane: int, point: Int, value: Value) -> None:
+            f.store(value, to[point * tile.lanes + plane * size])
+
+        channel = source[quad // code.halves * s["x_half"]]
+        _emit_window(f, code, s, p, channel, outer, found, (o, number, vectors, room), line, keep)
+    for plane in range(planes):
+        with f.loop(0, points, name="point") as point:
+            quadrants = [f.load(tile.type, quads[point * tile.lanes + (i * planes + plane) * size]) for i in range(code.halves**2)]
+            for i, row in enumerate(RIGHT):
+                put(plane, point + i * points, combine(f, row, quadrants))
+
+
+def _emit_window(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, outer: Value, found: Value,
+    at: tuple[Value, Value, Value, Value], line: Value, put: Put,
+) -> None:  # fmt: skip
+    """The points of one vector of tiles of one channel; `at` is (outer, vector, vectors, room)."""
+    o, number, vectors, room = at
+    if code.piece == 1:
+        _emit_vectors(f, code, s, p, source, found, o, vectors, number, line, put)
+        return
+    lanes = code.tile.lanes
+    start = source[f.load("i64", outer[o * panel.READ + 3])]
+    _emit_ahead(f, code, s, start[f.load("i64", p.places[number * lanes])])
+    interior = p.vector(f, number, columns.READER).equals(1)
+    with f.when(interior, name="interior"):
+        _emit_tiles(f, code, s, p, start, number, None, put)
+    with f.otherwise(interior, name="border"):
+        masks = found.of("i32")[(o * code.reach[0] * room + number * lanes) * code.reach[1]]
+        _emit_tiles(f, code, s, p, start, number, (masks, room), put)
+
+
+def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> None:
+    """Asks for what a vector of tiles reads of a later channel."""
+    span = code.tile.lanes * code.ways[2].outputs * code.planes[1]
+    for e in range(code.reach[0]):
+        for at in range(0, span, 64 // SIZES[code.tile.element]):
+            f.prefetch(place[s["x_channel"] * panel.AHEAD + s["x_h"] * e + at])
+
+
+def _emit_tiles(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, start: Value, number: Value,
+    masks: tuple[Value, Value] | None, put: Put,
+) -> None:  # fmt: skip
+    """The windows of one vector of tiles, each tile's rows read as they lie in x and transposed in registers."""
+    lanes, (_, reach_w), size = code.tile.lanes, code.reach, code.piece
+    places = [start[f.load("i64", p.places[number * lanes + i])] for i in range(lanes)]
+    type_, mask_type = vector(code.tile.element, size), vector("i32", size)
+
+    def row(e: int) -> list[Value]:
+        """Row e of the window: a vector for each of its columns."""
+        found = []
+        for at in range(0, reach_w, size):
+            tiles = []
+            for i, place in enumerate(places):
+                address = place[s["x_h"] * e + at]
+                if masks is None:
+                    tiles.append(f.load(type_, address))
+                else:
+                    table, room = masks
+                    mask = f.load(mask_type, table[(room * e + i) * reach_w + at], 4)
+                    tiles.append(f.masked_load(type_, address, f.compare("slt", mask, f.splat_int(0, mask_type))))
+            found += _transpose(f, tiles)
+        return found
+
+    _emit_points(f, code, row, put)
+
+
+def _emit_vectors(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, found: Value, o: Value, vectors: Value,
+    number: Value, line: Value, put: Put,
+) -> None:  # fmt: skip
+    """The windows of one vector of tiles where w is not transformed: each element of the window is a vector of x."""
+    lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
+    with f.loop(0, reach_h * reach_w, name="element") as e:
+        entry = found.of("i8")[((o * (reach_h * reach_w) + e) * vectors + number) * code.panel.entry]
+        f.prefetch(source[f.load("i64", entry) + s["x_channel"] * panel.AHEAD])
+        panel.emit_fetch(f, code.panel, p, source, entry, number, line[e * lanes])
+    _emit_points(f, code, lambda e: [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)], put)
+
+
+def _emit_points(f: Function, code: Code, row: Callable[[int], list[Value]], put: Put) -> None:
+    """Transforms the windows whose rows `row` gives, one of each plane of x."""
+    ph, pw = code.planes
+    matrices = (INPUT if code.ways[1].transformed else None, INPUT if code.ways[2].transformed else None)
+    for bh in range(ph):
+        rows = [row(ph * u + bh) for u in range(code.ways[1].window)]
+        for bw in range(pw):
+            window = {(u, t): rows[u][pw * t + bw] for u, t in code.points}
+            done = transform(f, window, matrices)
+            for i, point in enumerate(code.points):
+                put(bh * pw + bw, i, done[point])

@@ -1,0 +1,107 @@
+"""What the Winograd kernel's code depends on, its job's slots, and transforms in registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from numpy.typing import NDArray
+
+from upconv.codegen.ir import Function, Value
+from upconv.kernels import columns, panel, store
+from upconv.kernels import job as jobs
+from upconv.kernels.microkernel import Tile
+from upconv.kernels.store import Store
+from upconv.kernels.winograd_tiles import Way
+
+SLOTS = jobs.Slots(
+    tuple(
+        dict.fromkeys(
+            (
+                *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
+                "plane_rows", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
+                "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
+                "x_group", "x_half", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
+                "line_bytes", "lines_bytes", "quads_bytes",
+            )
+        )
+    )
+)  # fmt: skip
+
+
+POINT = 4
+"""Numbers a point: first strip of rows, strips, first row of the depth, rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Everything that the emitted code depends on; `planes` are the strides of x in the two inner dimensions.
+
+    `uneven` layers have rows that are dead at some points.
+    """
+
+    tile: Tile
+    halves: int
+    ways: tuple[Way, Way, Way]
+    planes: tuple[int, int]
+    uneven: bool
+    store: Store
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Elements of x that a window spans in the two inner dimensions."""
+        h, w = (p * way.window for p, way in zip(self.planes, self.ways[1:], strict=True))
+        return h, w
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        return list(product(range(self.ways[1].window), range(self.ways[2].window)))
+
+    @property
+    def piece(self) -> int:
+        """Neighbouring elements of x that a tile takes at once, transposed in registers; 1 where w is not transformed."""
+        if not self.ways[2].transformed:
+            return 1
+        return next(n for n in (16, 8, 4) if n <= self.tile.lanes and self.reach[1] % n == 0)
+
+    @property
+    def panel(self) -> panel.Panel:
+        """How vectors are found where w is not transformed: each element of the window is a read of its own."""
+        return panel.Panel(self.tile.element, self.tile.lanes, self.tile.vectors, self.planes[1])
+
+    def found_bytes(self, outer: int, room: int) -> int:
+        """Bytes of what is known of a task's windows: masks of each row of each tile, or an entry a vector and read."""
+        if self.piece > 1:
+            return outer * self.reach[0] * self.reach[1] * room * 4
+        return outer * self.reach[0] * self.reach[1] * room // self.tile.lanes * self.panel.entry
+
+
+def combine(f: Function, row: NDArray[Any], values: list[Value]) -> Value:
+    """The sum of values with coefficients 0, 1 and -1, the first of them 1."""
+    total: Value | None = None
+    negative: list[Value] = []
+    for coefficient, value in zip(row, values, strict=True):
+        if coefficient == 1:
+            total = value if total is None else f.fadd(total, value)
+        elif coefficient == -1:
+            negative.append(value)
+    assert total is not None
+    for value in negative:
+        total = f.fsub(total, value)
+    return total
+
+
+def transform(f: Function, values: dict[tuple[int, int], Value], matrices: tuple[Any, Any]) -> dict[tuple[int, int], Value]:
+    """A matrix applied along each of the two inner dimensions; None leaves a dimension alone."""
+    for d, matrix in enumerate(matrices):
+        if matrix is None:
+            continue
+        others = sorted({key[1 - d] for key in values})
+        turned = {}
+        for other in others:
+            line = [values[(i, other) if d == 0 else (other, i)] for i in range(matrix.shape[1])]
+            for i, row in enumerate(matrix):
+                turned[(i, other) if d == 0 else (other, i)] = combine(f, row, line)
+        values = turned
+    return values
