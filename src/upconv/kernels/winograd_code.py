@@ -5,6 +5,7 @@ With two halves (Strassen), each point takes seven GEMMs, of output channels tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -17,11 +18,15 @@ from upconv.kernels.winograd_input import emit_input, emit_windows
 from upconv.kernels.winograd_tiles import OUTPUT
 from upconv.kernels.winograd_way import POINT, SLOTS, Code, combine, transform
 
+LINE = 64
+"""Bytes of a cache line."""
+
 
 def _emit_output(code: Code, writer: store.Writer) -> Function:
     """`output(job, table, room, vectors, m, lines, line, y, channel, channels)`: M back to outputs, and these stored.
 
-    The tile's outputs of one phase of h stand in `lines`, [output row][output column by phase][tile], before they are woven.
+    The tile's outputs of one phase of h stand in `lines`, [output row][output column by phase][tile], before they are woven; of
+    few phases and one row they stay in registers.
     """
     pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("vectors", "i64"), ("m", "ptr"), ("lines", "ptr")]
     arguments = [*pointers, ("line", "ptr"), ("y", "ptr"), ("channel", "i64"), ("channels", "i64")]
@@ -54,24 +59,33 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
         with f.loop(0, s["phases_h"], name="ah") as ah, f.loop(0, vectors // code.halves, name="column") as column:
             first = (ad * s["phases_h"] + ah) * s["phases_w"]
             for quadrant, (half, other) in enumerate(quadrants):
-                with f.loop(0, s["phases_w"], name="aw") as aw:
+                number_v, held = column * code.halves + other, {}
+
+                def phase(aw: Int, quadrant: int = quadrant, first: Value = first) -> Iterator[tuple[int, Int, Value]]:
+                    """(output row, place among the woven, sums) of a phase of w."""
                     at = phase_rows[(first + aw) * 2]
                     source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + column * lanes]
                     for (i, j), value in transform(f, sums(source, quadrant), (matrices[0], matrices[1])).items():
-                        f.store(value, lines[((s["phases_w"] * (i * way_w.outputs + j)) + aw) * lanes])
+                        yield i, (code.phases_w or s["phases_w"]) * j + aw, value
+
+                if code.phases_w:
+                    held = {place: value for aw in range(code.phases_w) for _, place, value in phase(aw)}
+                else:
+                    with f.loop(0, s["phases_w"], name="aw") as aw:
+                        for i, place, value in phase(aw):
+                            f.store(value, lines[(s["out_step_w"] * i + place) * lanes])
                 with f.loop(0, way_h.outputs, name="ih") as ih:
                     row, h = lines[ih * s["out_step_w"] * lanes], ih * s["phases_h"] + ah
                     to = store.Destination(job, table, room, line, planes[half], ad, h, (ad * s["out_h"] + h) * s["out_w"])
 
-                    def stream(a: Int, row: Value = row) -> Value:
-                        return f.load(tile.type, row[a * lanes])
+                    def stream(a: Int, row: Value = row, held: dict[Int, Value] = held) -> Value:
+                        return held[a] if held else f.load(tile.type, row[a * lanes])
 
-                    vector_ = column * code.halves + other
                     # M comes from the cache and y goes to memory, so that there is nothing to do but to wait for its lines
-                    ahead = planes[half][s["y_channel"] + p.vector(f, vector_, columns.OUT) + to.row]
-                    for line_at in range(0, lanes * (code.store.step or 1), 16):
-                        f.prefetch(ahead[line_at], write=True)
-                    store.emit_vector(f, writer, to, p, vector_, stream, offsets[half], s["out_step_w"])
+                    ahead = planes[half][s["y_channel"] + p.vector(f, number_v, columns.OUT) + to.row]
+                    for at in range(0, lanes * (code.store.step or 1), LINE // SIZES[tile.element]):
+                        f.prefetch(ahead[at], write=True)
+                    store.emit_vector(f, writer, to, p, number_v, stream, offsets[half], s["out_step_w"])
     return f
 
 

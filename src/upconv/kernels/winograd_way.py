@@ -59,6 +59,11 @@ class Code:
         return list(product(range(self.ways[1].window), range(self.ways[2].window)))
 
     @property
+    def phases_w(self) -> int:
+        """Phases of w where the sums of all of them stay in registers until they are woven, else 0."""
+        return self.store.step // self.ways[2].outputs if self.ways[1].outputs == 1 else 0
+
+    @property
     def piece(self) -> int:
         """Neighbouring elements of x that a tile takes at once, transposed in registers; 1 where w is not transformed."""
         if not self.ways[2].transformed:
