@@ -208,12 +208,13 @@ def emit_place(lanes: int, slots: Slots, reads: bool = True, together: int = 1) 
         found.next = [_emit_runs(f, p, s, lanes, found.values[0], start - low, from_w, to_w, od, oh, out)]
     vectors = (high - low + (lanes - 1)) // lanes
     _emit_whole(f, p, vectors, s["out_step_w"] * lanes)
+    every = vectors
     if together > 1:
-        with f.loop(vectors, (vectors + (together - 1)) // together * together, name="empty") as v:
+        every = (vectors + (together - 1)) // together * together
+        with f.loop(vectors, every, name="empty") as v:
             for entry, number in ((NEIGHBOURS, 0), (OUT, -1), (FIRST_RUN, 0), (LAST_RUN, 0), (COMPLETE, 0)):
                 f.store(f.value(number), p.vectors[v * VECTOR + entry])
-        vectors = (vectors + (together - 1)) // together * together
-    end = vectors * lanes if reads else high - low
+    end = every * lanes if reads else high - low
     with f.loop(high - low, end, name="nowhere") as column:
         f.store(f.value(0), p.places[column])
         for part in (p.d, p.h, p.w):

@@ -150,7 +150,7 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
         out, size = p.vector(f, v, columns.OUT), tile.width * step
         for channel, d, h in rows(f, tile, ir, y_rows):
             row = y[channel * s["y_channel"] + (d * s["out_h"] + h) * s["out_w"] + out]
-            for at in (*range(0, size, 64 // SIZES[tile.element]), size - 1):
+            for at in (*range(0, size, microkernel.LINE // SIZES[tile.element]), size - 1):
                 f.prefetch(row[at], write=True)
 
     def emit_rows(f: Function, tile: Tile, ir: Value, sums: list[Value], given: list[Value]) -> None:

@@ -27,7 +27,7 @@ from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
-from upconv.kernels.winograd_blocks import BACK, END, TRANSFORM, Blocking, code_of, columns_cycles
+from upconv.kernels.winograd_blocks import BACK, END, TRANSFORM, Blocking, code_of, columns_cycles, tiles_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
     WEIGHT,
@@ -296,7 +296,7 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     cycles = 0.0
     for count, size in how.cut.sizes():
         columns_ = ceil(size / how.halves)
-        wide, narrow = divmod(ceil(columns_ / tile.lanes), tile.vectors)
+        wide, narrow = tiles_of(tile, columns_)
         ending = wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
         cycles += count * (strips * columns_cycles(tile, columns_) + ends * ending)
     return cycles * how.chunks * problem.spec.groups

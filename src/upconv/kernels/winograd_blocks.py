@@ -144,9 +144,14 @@ def _tile(spec: ConvSpec, dtype: str, target: Target, halves: int, alike: int) -
     return min(offers)[2]
 
 
+def tiles_of(tile: Tile, count: int) -> tuple[int, int]:
+    """Wide tiles of so many columns, and narrow ones at the end."""
+    return divmod(ceil(count / tile.lanes), tile.vectors)
+
+
 def columns_cycles(tile: Tile, count: int) -> float:
-    """Cycles of a step of so many columns: wide tiles, and narrow ones at the end."""
-    wide, narrow = divmod(ceil(count / tile.lanes), tile.vectors)
+    """Cycles of a step of so many columns."""
+    wide, narrow = tiles_of(tile, count)
     return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
 
 

@@ -18,9 +18,6 @@ from upconv.kernels.winograd_input import emit_input, emit_windows
 from upconv.kernels.winograd_tiles import OUTPUT
 from upconv.kernels.winograd_way import POINT, SLOTS, Code, combine, transform
 
-LINE = 64
-"""Bytes of a cache line."""
-
 
 def _emit_output(code: Code, writer: store.Writer) -> Function:
     """`output(job, table, room, vectors, m, lines, line, y, channel, channels)`: M back to outputs, and these stored.
@@ -45,10 +42,10 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
 
     def sums(source: Value, quadrant: int) -> dict[tuple[int, int], Value]:
         """A quadrant's points, from the products that it consists of."""
-        used = [i for i, sign in enumerate(SUM[quadrant]) if sign] if code.halves > 1 else [0]
-        signs = SUM[quadrant][used] if code.halves > 1 else np.ones(1)
+        signs = SUM[quadrant] if code.halves > 1 else np.ones(1)
+        used = np.flatnonzero(signs).tolist()
         return {
-            point: combine(f, signs, [f.load(tile.type, source[s["m_point"] * (n * len(code.points) + i)]) for n in used])
+            point: combine(f, signs[used], [f.load(tile.type, source[s["m_point"] * (n * len(code.points) + i)]) for n in used])
             for i, point in enumerate(code.points)
         }
 
@@ -83,7 +80,7 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
 
                     # M comes from the cache and y goes to memory, so that there is nothing to do but to wait for its lines
                     ahead = planes[half][s["y_channel"] + p.vector(f, number_v, columns.OUT) + to.row]
-                    for at in range(0, lanes * (code.store.step or 1), LINE // SIZES[tile.element]):
+                    for at in range(0, lanes * (code.store.step or 1), microkernel.LINE // SIZES[tile.element]):
                         f.prefetch(ahead[at], write=True)
                     store.emit_vector(f, writer, to, p, number_v, stream, offsets[half], s["out_step_w"])
     return f

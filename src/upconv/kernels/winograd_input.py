@@ -10,7 +10,7 @@ from collections.abc import Callable
 from math import prod
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, vector
-from upconv.kernels import columns, panel
+from upconv.kernels import columns, microkernel, panel
 from upconv.kernels.strassen_products import RIGHT
 from upconv.kernels.winograd_tiles import INPUT
 from upconv.kernels.winograd_way import SLOTS, Code, combine, transform
@@ -166,7 +166,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> N
     """Asks for what a vector of tiles reads of a later channel."""
     span = code.tile.lanes * code.ways[2].outputs * code.planes[1]
     for e in range(code.reach[0]):
-        for at in range(0, span, 64 // SIZES[code.tile.element]):
+        for at in range(0, span, microkernel.LINE // SIZES[code.tile.element]):
             f.prefetch(place[s["x_channel"] * panel.AHEAD + s["x_h"] * e + at])
 
 
