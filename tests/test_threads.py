@@ -90,6 +90,20 @@ print(upconv.get_num_threads(), plan())
     assert said(obeys).splitlines() == ["1 1", f"{most} {most}", "1 1"]
 
 
+@LINUX
+def test_a_thread_that_openmp_has_bound_to_one_processor_still_uses_them_all() -> None:
+    """OMP_PROC_BIND pins the thread that loads PyTorch to the first processor, and the runtime's workers to the others."""
+    pytest.importorskip("torch")
+    many = """
+import torch, upconv
+x, w = torch.randn(8, 64, 32, 32), torch.randn(64, 64, 4, 4)
+near = torch.allclose(upconv.torch.conv_transpose2d(x, w, stride=2), torch.conv_transpose2d(x, w, stride=2), atol=1e-3)
+print(near, upconv.get_num_threads(), upconv.plan(x.shape, w.shape, stride=2).threads)
+"""
+    count = min(2, threads.available())
+    assert said("import upconv.torch\n" + many, OMP_PROC_BIND="true", OMP_NUM_THREADS=str(count)) == f"True {count} {count}"
+
+
 # -- each task once -----------------------------------------------------------------------------------------------------------
 
 SLOTS = jobs.Slots(("counters",))

@@ -39,10 +39,13 @@ _chosen: int | None = None
 
 
 def available() -> int:
-    """Processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), MOST_THREADS)
-    return min(os.cpu_count() or 1, MOST_THREADS)
+    """Processors this process may use.
+
+    An OpenMP runtime may have bound this very thread to one of them (OMP_PROC_BIND): it knows how many there are.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    host = None if _openmp_left_behind else _host_openmp("torch" in sys.modules)
+    return min(count if host is None else max(count, host.omp_get_num_procs()), MOST_THREADS)
 
 
 def set_num_threads(n: int) -> None:
@@ -317,7 +320,7 @@ def _own(target: Target) -> _Workers | None:
 
 @lru_cache(maxsize=1)
 def _host_openmp(_loaded: bool) -> Any:
-    """`GOMP_parallel` of the OpenMP runtime that PyTorch ships, or None."""
+    """The OpenMP runtime that PyTorch ships, or None."""
     origin = getattr(sys.modules.get("torch"), "__file__", None)
     if origin is None:
         return None
@@ -326,12 +329,13 @@ def _host_openmp(_loaded: bool) -> Any:
     shipped += folder.parent.glob("torch.libs/libgomp*")
     for path in shipped:
         try:
-            parallel = ctypes.CDLL(str(path)).GOMP_parallel
+            library = ctypes.CDLL(str(path))
+            library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            library.GOMP_parallel.restype = None
+            library.omp_get_num_procs.restype = ctypes.c_int
         except (OSError, AttributeError):
             continue
-        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        parallel.restype = None
-        return parallel
+        return library
     return None
 
 
@@ -350,9 +354,9 @@ def run(address: int, job: int, count: int, target: Target) -> None:
         entry(address)(job)
         return
     if not _openmp_left_behind:
-        parallel = _host_openmp("torch" in sys.modules)
-        if parallel is not None:
-            parallel(address, job, count, 0)
+        host = _host_openmp("torch" in sys.modules)
+        if host is not None:
+            host.GOMP_parallel(address, job, count, 0)
             return
     workers = _own(target)
     if workers is None:
