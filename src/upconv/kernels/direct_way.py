@@ -135,13 +135,11 @@ def choose_tile(problem: Problem, target: Target) -> Tile:
     """The tile of a layer; a turned one where the whole batch has fewer columns than a vector has lanes."""
     spec, typical = problem.spec, _typical(problem)
     element = microkernel.ELEMENTS[problem.dtype]
-    turned = microkernel.turned_tile(element, target)
-    if (
-        columns.count(problem.batch, lines(band(problem, cropped=True))) <= turned.turned
-        and spec.out_channels // spec.groups >= turned.rows
-        and not columns.too_far(problem, turned.lanes)
-    ):
-        return turned
+    count = columns.count(problem.batch, lines(band(problem, cropped=True)))
+    for turned in (microkernel.turned_tile(element, target, n) for n in (count, inf)):
+        fitting = count <= turned.turned and spec.out_channels // spec.groups >= turned.rows
+        if fitting and not columns.too_far(problem, turned.lanes):
+            return turned
     shape, channels_in = band(typical), spec.in_channels // spec.groups
     offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
     best = (inf, 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil, inf, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Columns a task: what it reads stays in the second-level cache while the weights stream past; fewer for idle threads."""
-    tile, sets = microkernel.turned_tile(microkernel.ELEMENTS[problem.dtype], target), phase_sets(problem)
+    tile, sets = microkernel.turned_tile(microkernel.ELEMENTS[problem.dtype], target, inf), phase_sets(problem)
     most = int(target.l2 * 0.4 / (problem.spec.in_channels * problem.itemsize)) // tile.turned * tile.turned
     most = min(max(most, 8 * tile.turned), 64 * tile.turned)
     columns = [_columns(problem, s) for s in sets] or [1]
