@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel_runs as runs
+from upconv.kernels import winograd
 
 PAGE = mmap.PAGESIZE
 FENCE = 16 * PAGE
@@ -125,6 +126,10 @@ def layers() -> list[dict[str, Any]]:
         add((3 * length,), 12, 16, 4, 2, padding=1, batch=2)
         add((2, length), 8, 10, 3, 2, padding=1, groups=1, batch=2)
         add((4, 2 * length), 8, 24, 2, 2, transposed=False, batch=2)
+    for size in (3, 4, 7):  # one position in many images, the last of which do without a point
+        add((size, size), 9, 12, 4, 2, padding=1, batch=19)
+        add((size, size), 8, 9, 3, 1, padding=1, batch=9, transposed=False)
+        add((size,), 8, 9, 3, 2, batch=7)
     add((3, 4, 5), 16, 20, 2, 2, batch=2, groups=2)
     add((5, 6, 7), 4, 3, (1, 3, 2), (1, 2, 3), transposed=False, padding=(0, 1, 1))
     add((4, 1, 9), 6, 4, (2, 1, 20), (1, 1, 18), groups=2)
@@ -135,12 +140,14 @@ def main(level: str) -> None:
     faulthandler.enable()
     target = runs.target_of(level)
     wrong = count = 0
-    for module in runs.KERNELS:
+    for module, by_position in (*((module, False) for module in runs.KERNELS), (winograd, True)):
         thin = 1 if level == runs.levels()[0] else 2
+        if by_position:
+            runs.number_by_position()
         for number, layer in list(enumerate(layers()))[::thin]:
             for dtype in ("float32", "float64") if number % 3 == 0 else ("float32",):
                 problem = runs.make(dtype=dtype, **layer)
-                if module.rejects(problem, target):
+                if module.rejects(problem, target) or (by_position and not module.blocking(problem, target, 1).by_position):
                     continue
                 given = runs.operands(problem, bias=number % 2 == 0)
                 for at_end in (False, True):

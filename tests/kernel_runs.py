@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from upconv.codegen import jit
 from upconv.codegen import target as targets
 from upconv.codegen import threads as workers
 from upconv.kernels import job as jobs
-from upconv.kernels import reference, weights
+from upconv.kernels import reference, weights, winograd_blocks
 from upconv.spec import ConvSpec, Problem, SpecError
 
 KERNELS = planner.CANDIDATES
@@ -131,6 +132,12 @@ def run_kernel(
     job[jobs.TASKS] = bound.tasks
     workers.run(code["entry"], job.ctypes.data, threads, target)
     return np.array(y)
+
+
+def number_by_position(threshold: float = inf) -> None:
+    """Winograd's tiles position by position wherever their last ones can do without a point, not only where it is worth it."""
+    winograd_blocks.BY_POSITION = threshold
+    winograd_blocks.blocking.cache_clear()
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------------

@@ -61,18 +61,19 @@ class Cut:
     """Columns cut into `pieces` blocks of whole units (the last unit may be short), as equal as can be, the longer ones first.
 
     So every thread has as much to do: eight blocks of 80 of 576 columns are 320 for one of two threads, and 256 for the other.
-    `length` columns are cut so, those of the whole batch or of each of `images`, which then share no block.
+    `length` columns are cut so, those of the whole batch or of each of so many `parts` of it (its images, or the positions that
+    all images have), which then share no block.
     """
 
     length: int
     unit: int
     pieces: int
-    images: int = 1
+    parts: int = 1
 
     @property
     def count(self) -> int:
         """Blocks."""
-        return self.pieces * self.images
+        return self.pieces * self.parts
 
     @property
     def units(self) -> int:
@@ -84,7 +85,7 @@ class Cut:
         return ceil(self.units / self.pieces) * self.unit
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(blocks, columns of each) of the batch: longer ones, shorter ones, and those that end an image.
+        """(blocks, columns of each) of the batch: longer ones, shorter ones, and those that end a part.
 
         >>> cut(1369, 16, 30).sizes()
         [(26, 48), (3, 32), (1, 25)]
@@ -92,7 +93,7 @@ class Cut:
         units, longer = divmod(self.units, self.pieces)
         last = self.length - (self.units - units) * self.unit
         sizes = [(longer, (units + 1) * self.unit), (self.pieces - 1 - longer, units * self.unit), (1, last)]
-        return [(count * self.images, size) for count, size in sizes if count > 0]
+        return [(count * self.parts, size) for count, size in sizes if count > 0]
 
     def slots(self) -> dict[str, int]:
         """The job's numbers."""
@@ -103,20 +104,20 @@ class Cut:
         }  # fmt: skip
 
 
-def cut(length: int, unit: int, pieces: int, images: int = 1) -> Cut:
-    """So many pieces (of each image, where images are cut one by one), fewer where there are not enough units.
+def cut(length: int, unit: int, pieces: int, parts: int = 1) -> Cut:
+    """So many pieces (of each part, where there are several), fewer where there are not enough units.
 
     >>> cut(1369, 16, 30), cut(1369, 16, 30).block
-    (Cut(length=1369, unit=16, pieces=30, images=1), 48)
+    (Cut(length=1369, unit=16, pieces=30, parts=1), 48)
     """
-    return Cut(length, unit, max(1, min(pieces, ceil(length / unit))), images)
+    return Cut(length, unit, max(1, min(pieces, ceil(length / unit))), parts)
 
 
 def emit_cut(f: Function, s: dict[str, Value], number: Value) -> tuple[Value, Value]:
     """The first column of a block, and its columns."""
-    image, piece = number // s["pieces"], number % s["pieces"]
+    part, piece = number // s["pieces"], number % s["pieces"]
     low, high = ((n * s["units"] + f.minimum(n, s["longer"])) * s["unit"] for n in (piece, piece + 1))
-    return image * s["length"] + low, f.minimum(high, s["length"]) - low
+    return part * s["length"] + low, f.minimum(high, s["length"]) - low
 
 
 TOO_FAR = "images too large: columns of a vector may lie further apart than 32 bits count"
@@ -214,15 +215,69 @@ def emit_place(lanes: int, slots: Slots, reads: bool = True, together: int = 1) 
         with f.loop(vectors, every, name="empty") as v:
             for entry, number in ((NEIGHBOURS, 0), (OUT, -1), (FIRST_RUN, 0), (LAST_RUN, 0), (COMPLETE, 0)):
                 f.store(f.value(number), p.vectors[v * VECTOR + entry])
-    end = every * lanes if reads else high - low
-    with f.loop(high - low, end, name="nowhere") as column:
-        f.store(f.value(0), p.places[column])
+    _emit_rest(f, p, lanes, high - low, every * lanes if reads else high - low, reads)
+    return f
+
+
+def emit_place_images(lanes: int, slots: Slots) -> Function:
+    """`place_images(job, table, room, low, high)`: lists columns of a batch that is cut by position, one of `length` images each.
+
+    All are of one position, so that none has a neighbour: its outputs are a run of its own.
+    """
+    f = Function(
+        "place_images",
+        [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("low", "i64"), ("high", "i64")],
+        attributes="internal noinline nounwind",
+    )
+    job, table, room, low, high = f.arguments
+    p = parts(table, room, lanes)
+    s = {name: slots.read(f, job, name) for name in SLOTS}
+    d, h, w = emit_position(s, low // s["length"])
+    inside_x = [n * s[f"step_{axis}"] for n, axis in ((d, "d"), (h, "h"), (w, "w"))]
+    od, oh, ow = (n * s[f"out_step_{axis}"] - s[f"crop_{axis}"] for n, axis in ((d, "d"), (h, "h"), (w, "w")))
+    first = f.maximum(0 - ow, 0)
+    end = f.maximum(f.minimum(s["out_w"] - ow, s["out_step_w"]), first)
+    complete = _rows_inside(s, od, oh) & first.equals(0) & end.equals(s["out_step_w"])
+    image = low % s["length"]
+    with f.loop(0, high - low, name="column") as column:
+        v, lane, n = column // lanes, column % lanes, image + column
+        f.store(n * s["x_image"] + inside_x[0] * s["x_d"] + inside_x[1] * s["x_h"] + inside_x[2], p.places[column])
+        for value, part in zip(inside_x, (p.d, p.h, p.w), strict=True):
+            f.store(f.truncated(value), part[column])
+        out = n * s["y_image"] + (od * s["out_h"] + oh) * s["out_w"] + ow
+        f.store(out, p.outs[column])
+        for i, value in enumerate((lane, out + first, od, oh, first, end)):
+            f.store(value, p.runs[column * RUN + i])
+        for entry, number in ((NEIGHBOURS, f.value(0)), (OUT, f.value(-1)), (FIRST_RUN, column - lane), (LAST_RUN, column + 1)):
+            f.store(number, p.vectors[v * VECTOR + entry])
+        f.store(f.select(complete, lane + 1, 0), p.vectors[v * VECTOR + COMPLETE])
+    vectors = (high - low + (lanes - 1)) // lanes
+    _emit_whole(f, p, vectors, s["out_step_w"] * lanes)
+    _emit_rest(f, p, lanes, high - low, vectors * lanes)
+    return f
+
+
+def emit_position(s: dict[str, Value], number: Value) -> tuple[Value, Value, Value]:
+    """(d, h, w) of a position by its number in an image."""
+    rest = number // s["rows_w"]
+    return rest // s["rows_h"], rest % s["rows_h"], number % s["rows_w"]
+
+
+def _emit_rest(f: Function, p: Parts, lanes: int, first: Value, end: Value, reads: bool = True) -> None:
+    """Columns up to `end` that are nowhere, and every column's distance from its vector's first."""
+    with f.loop(first, end, name="nowhere") as column:
+        for part in (p.places, p.outs):
+            f.store(f.value(0), part[column])
         for part in (p.d, p.h, p.w):
             f.store(Value(f, str(NOWHERE), "i32"), part[column])
     with f.loop(0, end if reads else 0, name="column") as column:
         relative = f.load("i64", p.places[column]) - f.load("i64", p.places[column // lanes * lanes])
         f.store(f.truncated(relative), p.index[column])
-    return f
+
+
+def _rows_inside(s: dict[str, Value], od: Value, oh: Value) -> Value:
+    """Whether y has all the rows of outputs that begin at od, oh."""
+    return (od >= 0) & (od + s["out_step_d"] <= s["out_d"]) & (oh >= 0) & (oh + s["out_step_h"] <= s["out_h"])
 
 
 def _emit_runs(
@@ -233,7 +288,7 @@ def _emit_runs(
     over = Carry([first, from_w])
     begin = (shift + from_w) // lanes
     end = (shift + to_w + (lanes - 1)) // lanes
-    rows_inside = (od >= 0) & (od + s["out_step_d"] <= s["out_d"]) & (oh >= 0) & (oh + s["out_step_h"] <= s["out_h"])
+    rows_inside = _rows_inside(s, od, oh)
     with f.loop(begin, end, name="run", carry=over) as v:
         number, w = over.values
         stop = f.minimum((v + 1) * lanes - shift, to_w)

@@ -27,10 +27,11 @@ from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
-from upconv.kernels.winograd_blocks import BACK, END, TRANSFORM, Blocking, code_of, columns_cycles, tiles_of
+from upconv.kernels.winograd_blocks import BACK, END, TRANSFORM, Blocking, code_of, columns_cycles, positions, tiles_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
     WEIGHT,
+    WINDOW,
     Residue,
     classes,
     lines,
@@ -160,6 +161,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     chunk_size = how.rows * how.depth
     outer, reads = _reads(problem)
+    last_h, last_w = (n - 1 if useless else -1 for n, useless in zip(positions(problem), how.useless, strict=True))
     slots = {
         **columns.slots(lines(problem), spec.in_channels, spec.out_channels),
         "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
@@ -173,7 +175,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
         "lines_bytes": how.lines_bytes, "quads_bytes": how.quads_bytes, "m_bytes": how.m_bytes,
-        "workspace_bytes": how.workspace_bytes,
+        "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
     }  # fmt: skip
     tables = {
         "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads, "points": _point_table(problem, how),
@@ -192,7 +194,8 @@ def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     for point in points_of(problem.spec):
         kept = live(spec, point)
         part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
-        found.append((*part, 0, how.depth) if spec.transposed else (0, sum(how.tile_blocks), *part))
+        ends = (int(way.transformed and u == WINDOW - 1) for way, u in zip(how.ways[1:], point, strict=True))
+        found.append((*((*part, 0, how.depth) if spec.transposed else (0, sum(how.tile_blocks), *part)), *ends))
     return np.array(found * PRODUCTS[how.halves], np.int64)
 
 
@@ -264,12 +267,19 @@ def tasks(problem: Problem, how: Blocking) -> int:
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds of the GEMMs, padding of tiles included; none where transformed weights are zero."""
     table = _point_table(problem, how)
-    return how.chunks * how.tile.rows * int((table[:, 1] * table[:, 3]).sum()) * _length(how) * problem.spec.groups
+    strips = (table[:, 1] * table[:, 3] * _shares(problem, how, table)).sum()
+    return how.chunks * how.tile.rows * round(float(strips) * _length(how)) * problem.spec.groups
 
 
 def _length(how: Blocking) -> int:
     """Columns of the GEMMs: tiles, or pairs of them, in whole vectors."""
-    return how.cut.images * round_up(how.cut.length, how.tile.lanes * how.halves) // how.halves
+    return how.cut.parts * round_up(how.cut.length, how.tile.lanes * how.halves) // how.halves
+
+
+def _shares(problem: Problem, how: Blocking, table: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The share of the blocks that do not leave out each point."""
+    h, w = (1 - last / n if out else 1.0 for last, n, out in zip(table.T[4:], positions(problem), how.useless, strict=True))
+    return np.asarray(h * w, np.float64)
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
@@ -280,7 +290,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     rows = how.chunks * how.rows * spec.groups
     transforms = vectors * how.points * (TRANSFORM[how.halves] * how.depth * spec.groups * how.splits + BACK[how.halves] * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
-    wide = w.positions > 2 * tile.lanes
+    wide = w.positions > 2 * tile.lanes and not how.by_position
     stored = store.cycles(vectors * rows * how.halves**2 * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * rows * how.depth * how.points * PRODUCTS[how.halves] / spec.groups * problem.itemsize
@@ -292,7 +302,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     """Estimated cycles of the products: steps of wide tiles and of the narrow ones that blocks end in, and their ends."""
     tile, table = how.tile, _point_table(problem, how)
-    strips, ends = int((table[:, 1] * table[:, 3]).sum()), int((table[:, 1] * np.ceil(table[:, 3] / how.depth_part)).sum())
+    shares = _shares(problem, how, table)
+    strips = float((table[:, 1] * table[:, 3] * shares).sum())
+    ends = float((table[:, 1] * np.ceil(table[:, 3] / how.depth_part) * shares).sum())
     cycles = 0.0
     for count, size in how.cut.sizes():
         columns_ = ceil(size / how.halves)
@@ -309,4 +321,5 @@ def describe(problem: Problem, how: Blocking) -> str:
     points = f"{how.points} points, " if how.points > 1 else ""
     halves = "seven products of halves in place of eight, " if how.halves > 1 else ""
     tiles = "tiles" if how.points > 1 else "columns"
+    tiles += " of one position" if how.by_position else ""
     return f"{shared}{points}{halves}blocks of {how.block} {tiles} x {how.chunk * how.halves} channels"

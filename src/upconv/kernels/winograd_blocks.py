@@ -12,7 +12,19 @@ from upconv.kernels import columns, microkernel, store
 from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
-from upconv.kernels.winograd_tiles import Way, classes, depth_of, lines, live, phases_of, points_of, steps, ways_taken
+from upconv.kernels.winograd_tiles import (
+    WINDOW,
+    Way,
+    classes,
+    depth_of,
+    lines,
+    live,
+    phases_of,
+    points_of,
+    spare,
+    steps,
+    ways_taken,
+)
 from upconv.kernels.winograd_way import Code
 from upconv.spec import ConvSpec, Problem
 
@@ -33,6 +45,10 @@ END = 12.0
 
 FEW = 4096
 """Tiles an image up to which the register tile is chosen for their number."""
+
+ALONE, BY_POSITION = 45.0, 0.95
+"""Cycles that a row of a vector's outputs takes longer where each tile's are stored by themselves, and the share of the cycles that
+blocks of one position each should leave. Measured."""
 
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
@@ -62,6 +78,10 @@ class Blocking:
     quads_bytes: int
     m_bytes: int
     v_bytes: int
+    by_position: bool
+    """Whether tiles are numbered position by position, all images of each side by side."""
+    useless: tuple[bool, bool]
+    """Whether the last tiles of the two inner dimensions leave out the last point of their windows."""
 
     @property
     def workspace_bytes(self) -> int:
@@ -115,10 +135,45 @@ def blocking(problem: Problem, target: Target, threads: int, halves: int = 1) ->
     unit = tile.lanes * halves if length < 4 * width else width
     block = round_up(ceil(length / pieces), unit)
     cut = columns.cut(length, unit, ceil(length / block), images)  # as few as are no longer: weights stream past each
+    if halves == 1:
+        cut = _by_position(problem, tile, cut, most)
     parts = cut.count * groups
     if parts < 2 * threads and chunk >= m // halves > 1:
         chunk = _choose_chunk(spec, tile, halves, ceil(m // halves / threads))
     return sized(problem, tile, halves, chunk, cut, _splits(spec, tile, halves, chunk, parts, threads))
+
+
+def _by_position(problem: Problem, tile: Tile, cut: columns.Cut, most: int) -> columns.Cut:
+    """The cut by positions where that saves products: whole blocks of last tiles, one position in many images, do with fewer."""
+    spec, batch, count = problem.spec, problem.batch, cut.length // problem.batch
+    if count == 1 or not any(spare(problem)):
+        return cut
+    m, (d, h, _) = spec.out_channels // spec.groups, lines(problem)
+    strips = rows_done(spec, _tile_blocks(spec, m, tile), tile) // tile.rows
+    unit = tile.lanes if batch < 4 * tile.width else tile.width
+    other = columns.cut(batch, unit, ceil(batch / most), count)
+
+    def cycles(cut: columns.Cut) -> float:
+        apart, sizes = cut.parts > 1, cut.sizes()
+        ends = zip(positions(problem), useless(problem, apart), strict=True)
+        share = prod(1 - 1 / (WINDOW * n) if out else 1.0 for n, out in ends)
+        gemm = strips * depth_of(spec) * share * sum(number * columns_cycles(tile, size) for number, size in sizes)
+        rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
+        return gemm + ALONE * rows * apart
+
+    return other if cycles(other) < BY_POSITION * cycles(cut) else cut
+
+
+def positions(problem: Problem) -> tuple[int, int]:
+    """Tiles in each of the two inner dimensions."""
+    _, h, w = lines(problem)
+    return h.positions, w.positions
+
+
+def useless(problem: Problem, by_position: bool) -> tuple[bool, bool]:
+    """Whether the last tiles of the two inner dimensions leave out their windows' last point, for which blocks hold them alone."""
+    h, w = (out and (by_position or n == 1) for out, n in zip(spare(problem), positions(problem), strict=True))
+    return h, w
 
 
 @lru_cache(maxsize=512)
@@ -189,7 +244,7 @@ def sized(problem: Problem, tile: Tile, halves: int, chunk: int, cut: columns.Cu
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
     m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
     code = code_of(problem, tile, halves)
-    out_step = lines(problem)[2].out_step
+    out_step, by_position = lines(problem)[2].out_step, halves == 1 and cut.parts > 1
     return Blocking(
         tile=tile, halves=halves, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
         splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH[halves])),
@@ -200,6 +255,7 @@ def sized(problem: Problem, tile: Tile, halves: int, chunk: int, cut: columns.Cu
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
         quads_bytes=round_up(4 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if halves > 1 else 0,
         m_bytes=round_up(products * m_point * item, 64), v_bytes=round_up(products * v_point * item, 64),
+        by_position=by_position, useless=useless(problem, by_position),
     )  # fmt: skip
 
 

@@ -78,19 +78,33 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
                     def stream(a: Int, row: Value = row, held: dict[Int, Value] = held) -> Value:
                         return held[a] if held else f.load(tile.type, row[a * lanes])
 
-                    # M comes from the cache and y goes to memory, so that there is nothing to do but to wait for its lines
-                    ahead = planes[half][s["y_channel"] + p.vector(f, number_v, columns.OUT) + to.row]
-                    for at in range(0, lanes * (code.store.step or 1), microkernel.LINE // SIZES[tile.element]):
-                        f.prefetch(ahead[at], write=True)
+                    _emit_ahead(f, code, s, p, number_v, planes[half][s["y_channel"] + to.row])
                     store.emit_vector(f, writer, to, p, number_v, stream, offsets[half], s["out_step_w"])
     return f
+
+
+def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, v: Value, plane: Value) -> None:
+    """Asks for the lines of a vector's outputs in the next channel.
+
+    M comes from the cache and y goes to memory, so that there is nothing to do but to wait for its lines.
+    """
+    lanes = code.tile.lanes
+    out, alone = p.vector(f, v, columns.OUT), p.vector(f, v, columns.NEIGHBOURS).equals(0)
+    with f.when(alone, name="alone"):
+        for i in range(lanes):
+            f.prefetch(plane[f.load("i64", p.outs[v * lanes + i])], write=True)
+    with f.otherwise(alone, name="along"):
+        for at in range(0, lanes * (code.store.step or 1), microkernel.LINE // SIZES[code.tile.element]):
+            f.prefetch(plane[out + at], write=True)
 
 
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
     do_tiles = microkernel.emit_both(tile)
-    do_place, writer = columns.emit_place(tile.lanes, SLOTS, together=code.halves), store.writer(code.store, SLOTS)
+    do_place, writer = [columns.emit_place(tile.lanes, SLOTS, together=code.halves)], store.writer(code.store, SLOTS)
+    if code.halves == 1:
+        do_place.append(columns.emit_place_images(tile.lanes, SLOTS))
     do_find = emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
     do_input, do_output = emit_input(code), _emit_output(code, writer)
 
@@ -108,7 +122,11 @@ def emit(code: Code) -> str:
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
-        f.call(do_place, [job, table, s["room"], low, low + width])
+        for by_position, do in enumerate(do_place):
+            with f.when(s["by_position"].equals(by_position), name="place"):
+                f.call(do, [job, table, s["room"], low, low + width])
+        _, at_h, at_w = columns.emit_position(s, position // s["pieces"])
+        last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         f.call(do_find, [job, table, s["room"], found, vectors])
         f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, quads])
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
@@ -118,7 +136,9 @@ def emit(code: Code) -> str:
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
             with f.loop(0, len(code.points) * PRODUCTS[code.halves], name="point") as point:
-                first_strip, strips, first_row, rows = (f.load("i64", points[point * POINT + i]) for i in range(POINT))
+                first_strip, strips, first_row, rows, *only_last = (f.load("i64", points[point * POINT + i]) for i in range(POINT))
+                for here, only in zip(last, only_last, strict=True):
+                    rows = f.select(here & only.equals(1), 0, rows)
                 left = weight[point * s["weight_point"] + (ic * s["tile_blocks"] + first_strip) * strip]
                 right = v[point * s["v_point"]]
                 sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
@@ -136,11 +156,12 @@ def emit(code: Code) -> str:
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, do_place, do_find, do_input, *writer.functions, do_output, entry])
+    return module([*do_tiles, *do_place, do_find, do_input, *writer.functions, do_output, entry])
 
 
 _TASK_SLOTS = (
     *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
     "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
-    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes",
+    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes", "by_position", "last_h",
+    "last_w", "rows_h", "rows_w",
 )  # fmt: skip

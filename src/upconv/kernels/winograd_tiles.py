@@ -134,6 +134,18 @@ def lines(problem: Problem) -> tuple[Line, Line, Line]:
     return d, h, w
 
 
+def spare(problem: Problem) -> tuple[bool, bool]:
+    """Whether the last tiles of the two inner dimensions reach over the output's end, by one output a phase or more.
+
+    The last point of a window serves a tile's last output alone: these tiles can do without it.
+    """
+    _, h, w = (
+        way.transformed and line.positions * line.out_step >= line.out_size + line.crop + line.out_step // way.outputs
+        for line, way in zip(lines(problem), ways_taken(problem.spec), strict=True)
+    )
+    return h, w
+
+
 def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(out, in): phases of the output and planes of the input, three dimensions."""
     s, ones = (1,) * (3 - spec.rank) + spec.stride, (1, 1, 1)
