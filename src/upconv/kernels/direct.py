@@ -46,8 +46,9 @@ from upconv.spec import Problem
 NAME = "direct"
 EXACT = True
 SLOTS = direct_code.SLOTS
-PACK, LISTED = 600.0, 50.0
-"""Cycles to begin packing a block of the band, and to list one of its rows. Measured."""
+PACK, LISTED, CROSSING = 600.0, 50.0, 10.0
+"""Cycles to begin packing a block of the band, and to list one of its rows; what a vector of a panel costs more where its columns
+go on in another row. Measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +362,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     tiles = choose_way(problem, target).cycles * spec.groups
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
-        tiles += (repeats - 1) * len(distinct_reads(_groups(problem, how))) * spec.in_channels * vectors * 2.5
+        fetches = len(distinct_reads(_groups(problem, how))) * spec.in_channels * vectors
+        crossing = min(1.0, (tile.lanes - 1) / shape.axes[2].positions)
+        tiles += fetches * ((repeats - 1) * 2.5 + repeats * crossing * CROSSING)
         again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
         tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * _more(tile)
     else:

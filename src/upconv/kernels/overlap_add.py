@@ -14,7 +14,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from upconv.codegen.ir import Carry, Function, Int, Value, module
+from upconv.codegen.ir import Carry, Function, Int, Value, module, vector
 from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel, pack, store, weights
 from upconv.kernels import job as jobs
@@ -37,6 +37,7 @@ SLOTS = jobs.Slots(
                 "phase_count", "images_a_block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk",
                 "tile_blocks", "channels_in", "channels_out", "weight_group", "x_group", "tap_count", "positions",
                 "image_positions", "x_pitch", "patch_pitch", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
+                "found_bytes",
             )
         )
     )
@@ -63,11 +64,12 @@ class Blocking:
     line_bytes: int
     scratch_bytes: int
     patch_bytes: int
+    found_bytes: int
     x_bytes: int
 
     @property
     def workspace_bytes(self) -> int:
-        return self.table_bytes + self.line_bytes + self.scratch_bytes + self.patch_bytes + self.x_bytes + 256
+        return self.table_bytes + self.line_bytes + self.scratch_bytes + self.patch_bytes + self.found_bytes + self.x_bytes + 256
 
 
 # -- geometry ------------------------------------------------------------------------------------------------------------
@@ -163,6 +165,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         line_bytes=round_up(tile.lanes * spec.stride[-1] * item, 64),
         scratch_bytes=round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
         patch_bytes=round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),
+        found_bytes=round_up((taps + 1) * found_size(tile), 64),
         x_bytes=round_up((c * x_pitch + 2 * tile.width) * item, 64),
     )  # fmt: skip
 
@@ -212,7 +215,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "positions": image_in, "image_positions": d.positions * h.positions * w.positions,
         "x_pitch": how.x_pitch, "patch_pitch": how.patch_pitch,
         "table_bytes": how.table_bytes, "line_bytes": how.line_bytes, "scratch_bytes": how.scratch_bytes,
-        "patch_bytes": how.patch_bytes, "workspace_bytes": how.workspace_bytes,
+        "patch_bytes": how.patch_bytes, "found_bytes": how.found_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {
         "taps": np.array([(0, 0, 1)]),
@@ -238,39 +241,70 @@ def code_parameters(problem: Problem, how: Blocking) -> str:
 
 
 def _emit_fold(tile: Tile) -> Function:
-    """`fold(job, patches, scratch, channels, images)`: each phase's sum over its taps, for every output position."""
+    """`fold(job, patches, scratch, found, channels, images)`: each phase's sum over its taps, for every output position.
+
+    Which taps meet a vector of positions, where and with which of its lanes, is the same for every channel: it is listed in
+    `found` first.
+    """
     f = Function(
         "fold",
-        [("job", "ptr"), ("patches", "ptr"), ("scratch", "ptr"), ("channels", "i64"), ("images", "i64")],
+        [("job", "ptr"), ("patches", "ptr"), ("scratch", "ptr"), ("found", "ptr"), ("channels", "i64"), ("images", "i64")],
         attributes="internal noinline nounwind",
     )
-    job, patches, scratch, channels, images = f.arguments
-    patches, scratch = patches.of(tile.element), scratch.of(tile.element)
+    job, patches, scratch, found, channels, images = f.arguments
+    patches, scratch, found = patches.of(tile.element), scratch.of(tile.element), found.of("i8")
     names = (
-        "phase_count", "tap_count", "patch_pitch", "scratch_pitch", "chunk", "rows_d", "rows_h", "rows_w", "size_d",
-        "size_h", "size_w", "positions", "image_positions",
+        "phase_count", "tap_count", "patch_pitch", "scratch_pitch", "chunk", "rows_d", "rows_h", "rows_w", "image_positions",
+        "size_d", "size_h", "size_w",
     )  # fmt: skip
     s = {n: SLOTS.read(f, job, n) for n in names}
-    phases, taps = SLOTS.pointer(f, job, "fold_phases", "i64"), SLOTS.pointer(f, job, "fold_taps", "i64")
+    phases = SLOTS.pointer(f, job, "fold_phases", "i64")
     zero = f.splat(0.0, tile.type) if tile.lanes == 1 else Value(f, "zeroinitializer", tile.type)
-    with f.loop(0, s["phase_count"], name="phase") as phase, f.loop(0, channels, name="m") as m:
+    lanes, size = vector("i32", tile.lanes), found_size(tile)
+    with (
+        f.loop(0, s["phase_count"], name="phase") as phase,
+        f.loop(0, images, name="n") as n,
+        f.loop(0, s["rows_d"], name="d") as d,
+        f.loop(0, s["rows_h"], name="h") as h,
+        f.loop(0, s["rows_w"], tile.lanes, name="w") as w,
+    ):
         count, first = f.load("i64", phases[phase * 2]), f.load("i64", phases[phase * 2 + 1])
-        line = scratch[(phase * s["chunk"] + m) * s["scratch_pitch"]]
-        patch = patches[m * s["tap_count"] * s["patch_pitch"]]
-        with f.loop(0, images, name="n") as n, f.loop(0, s["rows_d"], name="d") as d, f.loop(0, s["rows_h"], name="h") as h:
-            out = line[n * s["image_positions"] + (d * s["rows_h"] + h) * s["rows_w"]]
-            with f.loop(0, s["rows_w"], tile.lanes, name="w") as w:
-                sums = Carry([zero])
-                with f.loop(first, first + count, name="t", carry=sums) as t:
-                    entry = taps[t * FOLD]
-                    number, od, oh, ow = (f.load("i64", entry[i]) for i in range(FOLD))
-                    there = f.compare("ult", d + od, s["size_d"]) & f.compare("ult", h + oh, s["size_h"])
-                    row = ((n * s["size_d"] + d + od) * s["size_h"] + h + oh) * s["size_w"]
-                    at = patch[number * s["patch_pitch"] + row + w + ow]
-                    mask = f.lanes_between(w + ow, 0, f.select(there, s["size_w"], 0), tile.lanes)
-                    sums.next = [f.fadd(sums.values[0], f.masked_load(tile.type, at, mask))]
-                f.store(sums.results[0], out[w])
+        meeting = _emit_meeting(f, job, s, tile, found, (first, first + count), (n, d, h, w))
+        out = scratch[phase * s["chunk"] * s["scratch_pitch"] + n * s["image_positions"] + (d * s["rows_h"] + h) * s["rows_w"] + w]
+        with f.loop(0, channels, name="m") as m:
+            patch, sums = patches[m * s["tap_count"] * s["patch_pitch"]], Carry([zero])
+            with f.loop(0, meeting, name="t", carry=sums) as t:
+                entry = found[t * size]
+                mask = f.load(lanes, entry[8], 4)
+                lit = f.compare("slt", mask, f.splat_int(0, lanes))
+                sums.next = [f.fadd(sums.values[0], f.masked_load(tile.type, patch[f.load("i64", entry)], lit))]
+            f.store(sums.results[0], out[m * s["scratch_pitch"]])
     return f
+
+
+def found_size(tile: Tile) -> int:
+    """Bytes of what `fold` lists of a tap: its place among a channel's patches, and its lanes."""
+    return round_up(8 + 4 * tile.lanes, 8)
+
+
+def _emit_meeting(
+    f: Function, job: Value, s: dict[str, Value], tile: Tile, found: Value, taps: tuple[Value, Value],
+    at: tuple[Value, Value, Value, Value],
+) -> Value:  # fmt: skip
+    """Lists the taps that meet the vector of output positions at (image, d, h, w); returns how many do."""
+    entries, meeting, (n, d, h, w) = SLOTS.pointer(f, job, "fold_taps", "i64"), Carry([f.value(0)]), at
+    lanes = vector("i32", tile.lanes)
+    with f.loop(*taps, name="t", carry=meeting) as t:
+        number, od, oh, ow = (f.load("i64", entries[t * FOLD + i]) for i in range(FOLD))
+        there = f.compare("ult", d + od, s["size_d"]) & f.compare("ult", h + oh, s["size_h"])
+        there = there & (w + ow < s["size_w"]) & (w + ow > -tile.lanes)
+        row = ((n * s["size_d"] + d + od) * s["size_h"] + h + oh) * s["size_w"]
+        lit = f.lanes_between(w + ow, 0, s["size_w"], tile.lanes)
+        entry = found[meeting.values[0] * found_size(tile)]
+        f.store(number * s["patch_pitch"] + row + w + ow, entry)
+        f.store(f.emit(f"sext {lit.type} {lit.text} to {lanes}", lanes), entry[8], align=4)
+        meeting.next = [meeting.values[0] + f.select(there, 1, 0)]
+    return meeting.results[0]
 
 
 def emit(problem: Problem, how: Blocking) -> str:
@@ -293,7 +327,8 @@ def emit(problem: Problem, how: Blocking) -> str:
         at = at + s["line_bytes"]
         scratch = workspace[at].of(tile.element)
         patches = workspace[at + s["scratch_bytes"]].of(tile.element)
-        stored = workspace[at + s["scratch_bytes"] + s["patch_bytes"]].of(tile.element)
+        found = workspace[at + s["scratch_bytes"] + s["patch_bytes"]]
+        stored = workspace[at + s["scratch_bytes"] + s["patch_bytes"] + s["found_bytes"]].of(tile.element)
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
@@ -309,7 +344,7 @@ def emit(problem: Problem, how: Blocking) -> str:
             channel = ic * s["chunk"]
             number_out = group * s["channels_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
-            f.call(do_fold, [job, patches, scratch, several, images])
+            f.call(do_fold, [job, patches, scratch, found, several, images])
             plane = y[number_out * s["y_channel"]]
             f.call(do_store, [job, table, s["room"], 0, vectors, scratch, line, plane, number_out, several])
 
@@ -319,8 +354,8 @@ def emit(problem: Problem, how: Blocking) -> str:
 
 _TASK_SLOTS = (
     "block_count", "splits", "images_a_block", "batch", "room", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
-    "x_group", "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split", "chunks", "chunk", "channels_out",
-    "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
+    "found_bytes", "x_group", "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split", "chunks", "chunk",
+    "channels_out", "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
 )  # fmt: skip
 
 
@@ -368,7 +403,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     taps = prod(spec.kernel_size)
     gemm = macs(problem, how) / (tile.rows * tile.width) * microkernel.step_cycles(tile) * 1.08
     rows = problem.batch * spec.out_channels * d.positions * h.positions * ceil(w.positions / tile.lanes)
-    fold = rows * taps * 6.0 + rows * prod(spec.stride) * 10.0
+    fold = rows * taps * 2.0 + rows * prod(spec.stride) * 5.0
     wide = w.positions > 2 * tile.lanes
     stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
