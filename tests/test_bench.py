@@ -6,6 +6,7 @@ import json
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +208,35 @@ def test_interrupted_keeps_what_was_measured() -> None:
     assert done.waiting == 2
     assert report.as_json(done)["complete"] is False
     assert "**Interrupted: 2 layers were not measured.**" in report.markdown(done)
+
+
+def test_passes_go_over_all_layers_and_their_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    seconds = iter([5.0, 1.0, 2.0, 3.0, 3.0, 2.0])
+
+    def race(calls: dict[str, Any], *_: Any) -> dict[str, timing.Times]:
+        taken = next(seconds)
+        return {name: timing.Times(taken, taken / 2, 4) for name in calls}
+
+    monkeypatch.setattr(contest, "race", race)
+    done = run.run([layer("a"), layer("b")], {}, 1, 0, passes=3, cold=False, before=lambda found: order.append(found.name))
+    assert order == ["a", "b"] * 3
+    assert [o.times["upconv"] for o in done.outcomes] == [timing.Times(3.0, 1.0, 12), timing.Times(2.0, 0.5, 12)]
+    assert report.as_json(done)["passes"] == done.passes == 3
+    assert "Of 3 passes over all layers each contender's median counts." in report.markdown(done)
+
+
+def test_passes_that_are_interrupted_leave_a_whole_report_of_those_before() -> None:
+    left = [1] * 5
+
+    def before(found: suite.Layer) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+
+    done = run.run([layer(name) for name in "abc"], {}, 1, 0, passes=4, cold=False, before=before)
+    assert [o.layer.name for o in done.outcomes] == ["a", "b", "c"]
+    assert (done.waiting, done.passes) == (0, 1)
 
 
 def test_overhead_is_what_a_call_adds_to_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv import execute
-from upconv.bench import cold, rivals
+from upconv.bench import cold, rivals, timing
 from upconv.bench.suite import Layer
 from upconv.bench.timing import Times, race
 from upconv.codegen import threads
@@ -120,6 +120,12 @@ def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
     if a.shape != b.shape:
         return float("inf")
     return float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-30))
+
+
+def settled(several: Sequence[Outcome]) -> Outcome:
+    """A layer's contests, one each pass, as one: of those contenders that took part in all of them."""
+    names = [name for name in several[0].times if all(name in o.times for o in several)]
+    return replace(several[0], times={name: timing.settled([o.times[name] for o in several]) for name in names})
 
 
 def play(layer: Layer, names: Mapping[str, rivals.Rival], count: int, seconds: float, with_cold: bool = True) -> Outcome:

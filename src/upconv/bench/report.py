@@ -33,6 +33,8 @@ class Report:
     missing: Mapping[str, str]
     waiting: int = 0
     """Layers that were not measured because the run was interrupted."""
+    passes: int = 1
+    """How often all of the layers were timed."""
 
     @property
     def machine(self) -> Machine:
@@ -106,6 +108,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "complete": not report.waiting,
         "not_measured": report.waiting,
         "seconds_a_layer": report.seconds,
+        "passes": report.passes,
         "versions": dict(report.versions),
         "machine": {
             "processor": machine.processor,
@@ -249,6 +252,7 @@ def markdown(report: Report, plot: str | None = None) -> str:
 
 def _conditions(report: Report, machine: Machine) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    passes = f" Of {report.passes} passes over all layers each contender's median counts." if report.passes > 1 else ""
     missing = "".join(f" {name} is missing ({reason})." for name, reason in report.missing.items())
     return (
         f"{report.date}, {machine.processor} ({machine.target}), {machine.threads} threads, float32; {versions}.{missing} "
@@ -256,7 +260,7 @@ def _conditions(report: Report, machine: Machine) -> str:
         f"multiply-adds, {machine.bytes / 1e9:.1f} GB/s copied (reads and writes counted). The limit is the larger of the "
         f"direct sum's flops (borders not subtracted) at the one and of input, output and weights moved once at the other; "
         f"fractions above 1 are Winograd's. Times are medians of bursts, contenders in turn, about {report.seconds:g} s a "
-        f"layer, weights packed. First calls are in a process of their own, that has neither plan, code nor packed weight: "
+        f"layer, weights packed.{passes} First calls are in a process of their own, that has neither plan, code nor packed weight: "
         f"with compilation, and with the code in the cache on disk."
     )
 

@@ -123,6 +123,9 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="By default all")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, metavar="S", help="About how long to time a layer")] = 2.0,
+    passes: Annotated[
+        int, typer.Option("--passes", min=1, metavar="N", help="Go over all layers so often, for the median of their medians")
+    ] = 1,
     max_gflop: Annotated[float, typer.Option("--max-gflop", metavar="N", help="Leave out layers of a larger direct sum")] = 8.5,
     max_mib: Annotated[float, typer.Option("--max-mib", metavar="N", help="Leave out layers that must move more")] = 140,
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Time first calls too, in processes of their own")] = True,
@@ -170,13 +173,14 @@ def bench(
     from upconv.codegen.threads import available
 
     found, left_out = _chosen(problem, conv, layers, only, (max_gflop * 1e9, max_mib * 2**20))
-    show = _Show(len(found))
+    show = _Show(len(found) * passes)
     with show.bar:
         report = run(
             found,
             chosen(rivals),
             min(threads or available(), available()),
             seconds,
+            passes=passes,
             cold=cold,
             command=shlex.join(["upconv", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "upconv" else "upconv bench",
             left_out=left_out,
