@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+LINE = 64
+"""Bytes of a cache line."""
+
 LLVM = threading.RLock()
 """Held around every call of LLVM. A fork waits for it: llvmlite has a lock of its own that it does not let go in a child,
 so a child forked while another thread is compiling could never compile."""

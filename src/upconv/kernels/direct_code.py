@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
+from upconv.codegen.target import LINE
 from upconv.kernels import columns, microkernel, pack, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.microkernel import Tile
@@ -150,7 +151,7 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
         out, size = p.vector(f, v, columns.OUT), tile.width * step
         for channel, d, h in rows(f, tile, ir, y_rows):
             row = y[channel * s["y_channel"] + (d * s["out_h"] + h) * s["out_w"] + out]
-            for at in (*range(0, size, microkernel.LINE // SIZES[tile.element]), size - 1):
+            for at in (*range(0, size, LINE // SIZES[tile.element]), size - 1):
                 f.prefetch(row[at], write=True)
 
     def emit_rows(f: Function, tile: Tile, ir: Value, sums: list[Value], given: list[Value]) -> None:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from math import ceil
 
 from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, element_of, lanes_of, vector
-from upconv.codegen.target import Target
+from upconv.codegen.target import LINE, Target
 from upconv.kernels.store import weave
 
 ELEMENTS = {"float32": "float", "float64": "double"}
@@ -162,8 +162,8 @@ UNROLLED = 3
 """Steps of the inner loop at a time: its counting takes as long as a fortieth of its work."""
 
 
-AHEAD, LINE = 4096, 64
-"""Bytes ahead that weights are asked for, and of a cache line. They stand in the order that they are read in, but processors
+AHEAD = 4096
+"""Bytes ahead that weights are asked for. They stand in the order that they are read in, but processors
 look no further ahead than to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so; elsewhere it
 costs them 1 % at most."""
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from math import ceil
 
 from upconv.codegen.ir import SIZES, Function, Value, module, vector
-from upconv.codegen.target import Target
+from upconv.codegen.target import LINE, Target
 from upconv.kernels import job as jobs
 from upconv.kernels.store import weave
 
 NAME = "reorder"
 SLOTS = jobs.Slots(("x", "y", "positions", "channels", "block", "block_count"))
-LINE = 64
 BLOCK = 256
 """Positions that a task takes."""
 

@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
+from upconv.codegen.target import LINE
 from upconv.kernels import columns, microkernel, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, SUM
@@ -94,7 +95,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
         for i in range(lanes):
             f.prefetch(plane[f.load("i64", p.outs[v * lanes + i])], write=True)
     with f.otherwise(alone, name="along"):
-        for at in range(0, lanes * (code.store.step or 1), microkernel.LINE // SIZES[code.tile.element]):
+        for at in range(0, lanes * (code.store.step or 1), LINE // SIZES[code.tile.element]):
             f.prefetch(plane[out + at], write=True)
 
 

@@ -7,10 +7,12 @@ of tiles.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, vector
-from upconv.kernels import columns, microkernel, panel
+from upconv.codegen.target import LINE
+from upconv.kernels import columns, panel
 from upconv.kernels.strassen_products import RIGHT
 from upconv.kernels.winograd_tiles import INPUT
 from upconv.kernels.winograd_way import SLOTS, Code, combine, transform
@@ -82,6 +84,24 @@ def _transpose(f: Function, tiles: list[Value]) -> list[Value]:
     return rows
 
 
+Put = Callable[[int, Int, Value], None]
+"""What becomes of a plane's point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What reading a block's windows takes besides a channel of x: the job's numbers and tables, and a line to gather in."""
+
+    code: Code
+    s: dict[str, Value]
+    parts: columns.Parts
+    outer: Value
+    found: Value
+    vectors: Value
+    room: Value
+    line: Value
+
+
 def emit_input(code: Code) -> Function:
     """`input(job, table, room, found, vectors, x, v, line, quads)`: the windows of a block's tiles, all channels, into V.
 
@@ -98,6 +118,7 @@ def emit_input(code: Code) -> Function:
     p = columns.parts(table, room, lanes)
     planes = prod(code.planes)
     outer, plane_rows = SLOTS.pointer(f, job, "outer", "i64"), SLOTS.pointer(f, job, "plane_rows", "i64")
+    reader = Reader(code, s, p, outer, found, vectors, room, line)
     with f.loop(0, s["channels_in"], name="c") as c, f.loop(0, s["outer_count"], name="outer") as o:
         taps = [f.load("i64", plane_rows[o * planes + i]) for i in range(planes)]
         rows = [(tap * s["channels_in"] + c) * tile.width for tap in taps]
@@ -109,22 +130,15 @@ def emit_input(code: Code) -> Function:
                 f.store(value, target[plane][s["v_point"] * point])
 
             if halves == 1:
-                _emit_window(f, code, s, p, x[c * s["x_channel"]], outer, found, (o, column, vectors, room), line, put)
+                _emit_window(f, reader, x[c * s["x_channel"]], o, column, put)
             else:
-                _emit_quadrants(f, code, s, p, x[c * s["x_channel"]], outer, found, (o, column, vectors, room), line, quads, put)
+                _emit_quadrants(f, reader, x[c * s["x_channel"]], o, column, quads, put)
     return f
 
 
-Put = Callable[[int, Int, Value], None]
-"""What becomes of a plane's point."""
-
-
-def _emit_quadrants(
-    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, outer: Value, found: Value,
-    at: tuple[Value, Value, Value, Value], line: Value, quads: Value, put: Put,
-) -> None:  # fmt: skip
+def _emit_quadrants(f: Function, reader: Reader, source: Value, o: Value, column: Value, quads: Value, put: Put) -> None:
     """The points of two vectors of tiles of two channels, one of each half, and of these what the seven products multiply."""
-    o, column, vectors, room = at
+    code = reader.code
     tile, planes, points = code.tile, prod(code.planes), len(code.points)
     size = points * tile.lanes
     with f.loop(0, code.halves**2, name="quad") as quad:
@@ -133,8 +147,7 @@ def _emit_quadrants(
         def keep(plane: int, point: Int, value: Value) -> None:
             f.store(value, to[point * tile.lanes + plane * size])
 
-        channel = source[quad // code.halves * s["x_half"]]
-        _emit_window(f, code, s, p, channel, outer, found, (o, number, vectors, room), line, keep)
+        _emit_window(f, reader, source[quad // code.halves * reader.s["x_half"]], o, number, keep)
     for plane in range(planes):
         with f.loop(0, points, name="point") as point:
             quadrants = [f.load(tile.type, quads[point * tile.lanes + (i * planes + plane) * size]) for i in range(code.halves**2)]
@@ -142,41 +155,35 @@ def _emit_quadrants(
                 put(plane, point + i * points, combine(f, row, quadrants))
 
 
-def _emit_window(
-    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, outer: Value, found: Value,
-    at: tuple[Value, Value, Value, Value], line: Value, put: Put,
-) -> None:  # fmt: skip
-    """The points of one vector of tiles of one channel; `at` is (outer, vector, vectors, room)."""
-    o, number, vectors, room = at
+def _emit_window(f: Function, reader: Reader, source: Value, o: Value, number: Value, put: Put) -> None:
+    """The points of vector `number` of tiles, of the channel at `source` and the group of taps and outer plane `o`."""
+    code, lanes = reader.code, reader.code.tile.lanes
     if code.piece == 1:
-        _emit_vectors(f, code, s, p, source, found, o, vectors, number, line, put)
+        _emit_vectors(f, reader, source, o, number, put)
         return
-    lanes = code.tile.lanes
-    start = source[f.load("i64", outer[o * panel.READ + 3])]
-    _emit_ahead(f, code, s, start[f.load("i64", p.places[number * lanes])])
-    interior = p.vector(f, number, columns.READER).equals(1)
+    start = source[f.load("i64", reader.outer[o * panel.READ + 3])]
+    _emit_ahead(f, code, reader.s, start[f.load("i64", reader.parts.places[number * lanes])])
+    interior = reader.parts.vector(f, number, columns.READER).equals(1)
     with f.when(interior, name="interior"):
-        _emit_tiles(f, code, s, p, start, number, None, put)
+        _emit_tiles(f, reader, start, number, None, put)
     with f.otherwise(interior, name="border"):
-        masks = found.of("i32")[(o * code.reach[0] * room + number * lanes) * code.reach[1]]
-        _emit_tiles(f, code, s, p, start, number, (masks, room), put)
+        masks = reader.found.of("i32")[(o * code.reach[0] * reader.room + number * lanes) * code.reach[1]]
+        _emit_tiles(f, reader, start, number, masks, put)
 
 
 def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> None:
     """Asks for what a vector of tiles reads of a later channel."""
     span = code.tile.lanes * code.ways[2].outputs * code.planes[1]
     for e in range(code.reach[0]):
-        for at in range(0, span, microkernel.LINE // SIZES[code.tile.element]):
+        for at in range(0, span, LINE // SIZES[code.tile.element]):
             f.prefetch(place[s["x_channel"] * panel.AHEAD + s["x_h"] * e + at])
 
 
-def _emit_tiles(
-    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, start: Value, number: Value,
-    masks: tuple[Value, Value] | None, put: Put,
-) -> None:  # fmt: skip
+def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, masks: Value | None, put: Put) -> None:
     """The windows of one vector of tiles, each tile's rows read as they lie in x and transposed in registers."""
+    code = reader.code
     lanes, (_, reach_w), size = code.tile.lanes, code.reach, code.piece
-    places = [start[f.load("i64", p.places[number * lanes + i])] for i in range(lanes)]
+    places = [start[f.load("i64", reader.parts.places[number * lanes + i])] for i in range(lanes)]
     type_, mask_type = vector(code.tile.element, size), vector("i32", size)
 
     def row(e: int) -> list[Value]:
@@ -185,12 +192,11 @@ def _emit_tiles(
         for at in range(0, reach_w, size):
             tiles = []
             for i, place in enumerate(places):
-                address = place[s["x_h"] * e + at]
+                address = place[reader.s["x_h"] * e + at]
                 if masks is None:
                     tiles.append(f.load(type_, address))
                 else:
-                    table, room = masks
-                    mask = f.load(mask_type, table[(room * e + i) * reach_w + at], 4)
+                    mask = f.load(mask_type, masks[(reader.room * e + i) * reach_w + at], 4)
                     tiles.append(f.masked_load(type_, address, f.compare("slt", mask, f.splat_int(0, mask_type))))
             found += _transpose(f, tiles)
         return found
@@ -198,16 +204,14 @@ def _emit_tiles(
     _emit_points(f, code, row, put)
 
 
-def _emit_vectors(
-    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, source: Value, found: Value, o: Value, vectors: Value,
-    number: Value, line: Value, put: Put,
-) -> None:  # fmt: skip
+def _emit_vectors(f: Function, reader: Reader, source: Value, o: Value, number: Value, put: Put) -> None:
     """The windows of one vector of tiles where w is not transformed: each element of the window is a vector of x."""
+    code, line = reader.code, reader.line
     lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
     with f.loop(0, reach_h * reach_w, name="element") as e:
-        entry = found.of("i8")[((o * (reach_h * reach_w) + e) * vectors + number) * code.panel.entry]
-        f.prefetch(source[f.load("i64", entry) + s["x_channel"] * panel.AHEAD])
-        panel.emit_fetch(f, code.panel, p, source, entry, number, line[e * lanes])
+        entry = reader.found.of("i8")[((o * (reach_h * reach_w) + e) * reader.vectors + number) * code.panel.entry]
+        f.prefetch(source[f.load("i64", entry) + reader.s["x_channel"] * panel.AHEAD])
+        panel.emit_fetch(f, code.panel, reader.parts, source, entry, number, line[e * lanes])
     _emit_points(f, code, lambda e: [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)], put)
 
 
