@@ -281,7 +281,10 @@ def _y_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     channel = np.arange(how.chunks)[:, None] * how.chunk + row // (d * h)
     used = (row // (d * h) < how.chunk) & (channel < m)
     phase = np.broadcast_to(row % (d * h), channel.shape)
-    return np.stack([np.where(used, channel, -1), phase // h, phase % h], axis=-1)
+    ad, ah = phase // h, phase % h
+    size_d, size_h, size_w = (axis.out_size for axis in band(problem, how.cropped).axes)
+    place = np.where(used, channel, 0) * (size_d * size_h * size_w) + (ad * size_h + ah) * size_w
+    return np.stack([np.where(used, channel, -1), ad, ah, place], axis=-1)
 
 
 def _tap_runs(places: list[int], how: Blocking, channels: int) -> Iterator[tuple[int, int]]:

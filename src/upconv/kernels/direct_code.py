@@ -25,8 +25,9 @@ SLOTS = jobs.Slots(
         )
     )
 )  # fmt: skip
-Y_ROW = 3
-"""Numbers a row of y, in the order of a tile's rows: output channel (-1 for none), and d and h past those of phase 0."""
+Y_ROW = 4
+"""Numbers a row of y, in the order of a tile's rows: output channel (-1 for none), d and h past those of phase 0, and the place of
+that row of the channel in y."""
 GROUP = 6
 """Numbers a phase group: runs of taps, the first in the tap table, tile blocks, weight offset, first scratch row, all taps."""
 
@@ -139,18 +140,17 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
     arguments = tuple((name, "i64" if name in numbers else "ptr") for name in names)
 
     def rows(f: Function, tile: Tile, ir: Value, y_rows: Value) -> list[list[Value]]:
-        """Channel, d and h of each row of y that a strip of tile rows holds."""
+        """Channel, d, h and place of each row of y that a strip of tile rows holds."""
         first, entries = ir * (tile.rows // step), y_rows.of("i64")
         return [[f.load("i64", entries[(first + q) * Y_ROW + i]) for i in range(Y_ROW)] for q in range(tile.rows // step)]
 
     def ask(f: Function, tile: Tile, ir: Value, given: list[Value]) -> None:
         """Asks for the lines that will be written: they are there when the sums are."""
-        job, table, room, v, _, y, _, y_rows = given
+        _, table, room, v, _, y, _, y_rows = given
         y, p = y.of(tile.element), columns.parts(table, room, tile.lanes)
-        s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w")}
         out, size = p.vector(f, v, columns.OUT), tile.width * step
-        for channel, d, h in rows(f, tile, ir, y_rows):
-            row = y[channel * s["y_channel"] + (d * s["out_h"] + h) * s["out_w"] + out]
+        for *_, place in rows(f, tile, ir, y_rows):
+            row = y[place + out]
             for at in (*range(0, size, LINE // SIZES[tile.element]), size - 1):
                 f.prefetch(row[at], write=True)
 
@@ -160,26 +160,29 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
         bias, p = SLOTS.pointer(f, job, "bias", tile.element)[first], columns.parts(table, room, tile.lanes)
         s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w", "out_step_w")}
         out, whole = p.vector(f, v, columns.OUT), p.vector(f, v, columns.WHOLE) >= tile.vectors
-        for q, (channel, d, h) in enumerate(rows(f, tile, ir, y_rows)):
+        found = rows(f, tile, ir, y_rows)
 
-            def stream(i: int, q: int = q) -> store.Streams:
-                def phase(a: Int) -> Value:
-                    assert isinstance(a, int)
-                    return sums[(q * step + a) * tile.vectors + i]
+        def stream(q: int, i: int) -> store.Streams:
+            def phase(a: Int) -> Value:
+                assert isinstance(a, int)
+                return sums[(q * step + a) * tile.vectors + i]
 
-                return phase
+            return phase
 
-            with f.when(channel >= 0, name="y_row"):
-                offset, row = f.load(tile.element, bias[channel]), (d * s["out_h"] + h) * s["out_w"]
-                plane = y[channel * s["y_channel"]]
-                with f.when(whole, name="whole"):
+        with f.when(whole, name="whole"):
+            for q, (channel, _, _, place) in enumerate(found):
+                with f.when(channel >= 0, name="y_row"):
+                    offset = f.load(tile.element, bias[channel])
                     for i in range(tile.vectors):
-                        at = plane[row + out + i * tile.lanes * step]
-                        store.emit_weave(f, writer.store, stream(i), offset, s["out_step_w"], at)
-                with f.otherwise(whole, name="mixed"):
-                    to = store.Destination(job, table, room, line, plane, d, h, row)
+                        at = y[place + out + i * tile.lanes * step]
+                        store.emit_weave(f, writer.store, stream(q, i), offset, s["out_step_w"], at)
+        with f.otherwise(whole, name="mixed"):
+            for q, (channel, d, h, _) in enumerate(found):
+                with f.when(channel >= 0, name="y_row"):
+                    offset, row = f.load(tile.element, bias[channel]), (d * s["out_h"] + h) * s["out_w"]
+                    to = store.Destination(job, table, room, line, y[channel * s["y_channel"]], d, h, row)
                     for i in range(tile.vectors):
-                        store.emit_vector(f, writer, to, p, v + i, stream(i), offset, s["out_step_w"])
+                        store.emit_vector(f, writer, to, p, v + i, stream(q, i), offset, s["out_step_w"], inline=True)
 
     return microkernel.Finish("fused", "v", arguments, ask, emit_rows)
 

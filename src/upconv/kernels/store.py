@@ -140,33 +140,41 @@ def writer(store: Store, slots: Slots) -> Writer:
 
 
 def _scatter(store: Store, pieces: Function) -> Function:
-    """`scatter(job, table, room, v, line, plane, d, h, row, woven...)`: the outputs of a vector that is not whole.
+    """`scatter(job, table, room, v, line, plane, d, h, row, woven...)`: the outputs of a vector that is not whole."""
+    pointers, names = ("job", "table", "line", "plane"), ("job", "table", "room", "v", "line", "plane", "d", "h", "row")
+    arguments = [(n, "ptr" if n in pointers else "i64") for n in names]
+    woven = [(f"w{j}", store.type) for j in range(store.step)]
+    f = Function("scatter", [*arguments, *woven], attributes="internal noinline nounwind")
+    job, table, room, v, line, plane, d, h, row, *values = f.arguments
+    to = Destination(job, table, room, line.of(store.element), plane.of(store.element), d, h, row)
+    _emit_apart(f, store, pieces, to, columns.parts(table, room, store.lanes), v, values)
+    return f
+
+
+def _emit_apart(
+    f: Function, store: Store, pieces: Function, to: Destination, p: columns.Parts, v: Value, woven: list[Value]
+) -> None:
+    """The outputs of a vector that is not whole.
 
     Where all of its columns' outputs lie in y, as at the end of a row, each column is stored where it belongs, without a
     branch; elsewhere pieces are copied.
     """
     lanes, step = store.lanes, store.step
-    pointers, names = ("job", "table", "line", "plane"), ("job", "table", "room", "v", "line", "plane", "d", "h", "row")
-    arguments = [(n, "ptr" if n in pointers else "i64") for n in names]
-    f = Function("scatter", [*arguments, *((f"w{j}", store.type) for j in range(step))], attributes="internal noinline nounwind")
-    job, table, room, v, line, plane, d, h, row, *woven = f.arguments
-    line, plane, p = line.of(store.element), plane.of(store.element), columns.parts(table, room, lanes)
     complete = p.vector(f, v, columns.COMPLETE).equals(lanes)
     whole_columns = lanes % step == 0
     if not whole_columns:
-        _store_all(f, woven, line, lanes)
+        _store_all(f, woven, to.line, lanes)
     with f.when(complete, name="complete"):
         for i in range(lanes):
             if whole_columns:
                 value = f.part(woven[i * step // lanes], i * step % lanes, step)
             else:
-                value = f.load(vector(store.element, step), line[i * step])
-            f.store(value, plane[row + f.load("i64", p.outs[v * lanes + i])])
+                value = f.load(vector(store.element, step), to.line[i * step])
+            f.store(value, to.plane[to.row + f.load("i64", p.outs[v * lanes + i])])
     with f.otherwise(complete, name="rare"):
         if whole_columns:
-            _store_all(f, woven, line, lanes)
-        f.call(pieces, [job, table, room, v, line, plane, d, h])
-    return f
+            _store_all(f, woven, to.line, lanes)
+        f.call(pieces, [to.job, to.table, to.room, v, to.line, to.plane, to.d, to.h])
 
 
 def _store_all(f: Function, vectors: list[Value], to: Value, lanes: int) -> None:
@@ -189,9 +197,13 @@ class Destination:
 
 
 def emit_vector(
-    f: Function, writer: Writer, to: Destination, p: columns.Parts, v: Value, streams: Streams, offset: Value, step: Value
-) -> None:
-    """Finishes one vector of columns, whose phases `streams` gives, in one row of y."""
+    f: Function, writer: Writer, to: Destination, p: columns.Parts, v: Value, streams: Streams, offset: Value, step: Value,
+    inline: bool = False,
+) -> None:  # fmt: skip
+    """Finishes one vector of columns, whose phases `streams` gives, in one row of y.
+
+    `inline` spares the call where the columns lie apart: worth it where nothing else is done for them.
+    """
     out = p.vector(f, v, columns.OUT)
     straight = out >= 0
     y, line = to.plane[out + to.row], to.line
@@ -200,7 +212,10 @@ def emit_vector(
         with f.when(straight, name="straight"):
             _store_all(f, woven, y, writer.store.lanes)
         with f.otherwise(straight, name="apart"):
-            f.call(writer.scatter, [to.job, to.table, to.room, v, line, to.plane, to.d, to.h, to.row, *woven])
+            if inline:
+                _emit_apart(f, writer.store, writer.pieces, to, p, v, woven)
+            else:
+                f.call(writer.scatter, [to.job, to.table, to.room, v, line, to.plane, to.d, to.h, to.row, *woven])
         return
     emit_weave(f, writer.store, streams, offset, step, f.select(straight, y, line))
     with f.otherwise(straight, name="rare"):
