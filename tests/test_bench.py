@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from importlib import import_module
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -208,6 +210,27 @@ def test_interrupted_keeps_what_was_measured() -> None:
     assert done.waiting == 2
     assert report.as_json(done)["complete"] is False
     assert "**Interrupted: 2 layers were not measured.**" in report.markdown(done)
+
+
+def test_a_burst_waits_for_the_threads_of_the_one_before_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LONGEST", 0.5)
+    stop = Event()
+
+    def spin(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end and not stop.is_set():
+            pass
+
+    for seconds, least, most in ((0.15, 0.15, 0.45), (60.0, 0.5, 2.0)):
+        thread = Thread(target=spin, args=(seconds,))
+        start = time.perf_counter()
+        thread.start()
+        timing.rest()
+        waited = time.perf_counter() - start
+        stop.set()
+        thread.join()
+        stop.clear()
+        assert least <= waited <= most
 
 
 def test_passes_go_over_all_layers_and_their_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:

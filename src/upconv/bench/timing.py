@@ -1,7 +1,7 @@
 """Fair timing: contenders in turn, in bursts, medians.
 
 A contender's worker threads go on spinning for a while after its call and would be charged to the next one, so each burst
-starts with a pause and one call that is not counted.
+starts with a pause, until the process is idle, and one call that is not counted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-PAUSE = 0.02
+PAUSE, LONGEST = 0.02, 0.3
+"""Seconds of a pause, and of the longest: PyTorch's threads spin for 10 ms, ONNX Runtime's for 50 and more. Measured."""
+IDLE = 0.1
+"""Processors' worth of time that a process uses at most when it is taken to be idle."""
 COUNTED = 3
 
 
@@ -34,13 +37,23 @@ def settled(several: Sequence[Times]) -> Times:
     return Times(median(t.median for t in several), min(t.best for t in several), sum(t.count for t in several))
 
 
+def rest() -> None:
+    """Waits until no thread of the process spins on, but not for ever."""
+    end = time.perf_counter() + LONGEST
+    while True:
+        start, used = time.perf_counter(), time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - used < IDLE * (time.perf_counter() - start) or time.perf_counter() > end:
+            return
+
+
 def race(calls: Mapping[str, Callable[[], Any]], seconds: float = 1.0, rounds: tuple[int, int] = (4, 40)) -> dict[str, Times]:
     """Times of every contender; rounds go on for about `seconds`, within the given least and most."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     begun, done = time.perf_counter(), 0
     while done < rounds[0] or (done < rounds[1] and time.perf_counter() - begun < seconds):
         for name, call in calls.items():
-            time.sleep(PAUSE)
+            rest()
             call()
             for _ in range(COUNTED):
                 start = time.perf_counter()
