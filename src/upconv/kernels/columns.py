@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, prod
 
-from upconv.codegen.ir import Carry, Function, Value, vector
+from upconv.codegen.ir import Carry, Function, Value, lanes_of, vector
 from upconv.kernels.geometry import round_up
 from upconv.kernels.job import Slots
 from upconv.spec import Problem
@@ -176,20 +176,21 @@ def parts(table: Value, columns: Value, lanes: int) -> Parts:
     return Parts(vectors, runs, places, outs, d, d[columns], d[columns * 2], d[columns * 3])
 
 
+def _begin(name: str, lanes: int, slots: Slots) -> tuple[Function, Parts, dict[str, Value], Value, Value]:
+    """A function that lists columns: with the parts of its table, the job's numbers, and the first column and the one behind."""
+    arguments = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("low", "i64"), ("high", "i64")]
+    f = Function(name, arguments, attributes="internal noinline nounwind")
+    job, table, room, low, high = f.arguments
+    return f, parts(table, room, lanes), {slot: slots.read(f, job, slot) for slot in SLOTS}, low, high
+
+
 def emit_place(lanes: int, slots: Slots, reads: bool = True, together: int = 1) -> Function:
     """`place(job, table, room, low, high)`: lists columns low..high-1 in a table with room for `room` columns.
 
     They are filled up to whole vectors, `together` of them at a time, with columns that are nowhere. Without `reads`, only
     where outputs go is listed.
     """
-    f = Function(
-        "place",
-        [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("low", "i64"), ("high", "i64")],
-        attributes="internal noinline nounwind",
-    )
-    job, table, room, low, high = f.arguments
-    p = parts(table, room, lanes)
-    s = {name: slots.read(f, job, name) for name in SLOTS}
+    f, p, s, low, high = _begin("place", lanes, slots)
     found = Carry([f.value(0)])
     with f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row", carry=found) as row:
         h, rest = row % s["rows_h"], row // s["rows_h"]
@@ -224,14 +225,7 @@ def emit_place_images(lanes: int, slots: Slots) -> Function:
 
     All are of one position, so that none has a neighbour: its outputs are a run of its own.
     """
-    f = Function(
-        "place_images",
-        [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("low", "i64"), ("high", "i64")],
-        attributes="internal noinline nounwind",
-    )
-    job, table, room, low, high = f.arguments
-    p = parts(table, room, lanes)
-    s = {name: slots.read(f, job, name) for name in SLOTS}
+    f, p, s, low, high = _begin("place_images", lanes, slots)
     d, h, w = emit_position(s, low // s["length"])
     inside_x = [n * s[f"step_{axis}"] for n, axis in ((d, "d"), (h, "h"), (w, "w"))]
     od, oh, ow = (n * s[f"out_step_{axis}"] - s[f"crop_{axis}"] for n, axis in ((d, "d"), (h, "h"), (w, "w")))
@@ -248,11 +242,10 @@ def emit_place_images(lanes: int, slots: Slots) -> Function:
         f.store(out, p.outs[column])
         for i, value in enumerate((lane, out + first, od, oh, first, end)):
             f.store(value, p.runs[column * RUN + i])
-        for entry, number in ((NEIGHBOURS, f.value(0)), (OUT, f.value(-1)), (FIRST_RUN, column - lane), (LAST_RUN, column + 1)):
+        numbers = (f.value(0), f.value(-1), column - lane, column + 1, f.value(0), f.select(complete, lane + 1, 0))
+        for entry, number in zip((NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, WHOLE, COMPLETE), numbers, strict=True):
             f.store(number, p.vectors[v * VECTOR + entry])
-        f.store(f.select(complete, lane + 1, 0), p.vectors[v * VECTOR + COMPLETE])
     vectors = (high - low + (lanes - 1)) // lanes
-    _emit_whole(f, p, vectors, s["out_step_w"] * lanes)
     _emit_rest(f, p, lanes, high - low, vectors * lanes)
     return f
 
@@ -345,6 +338,18 @@ def full(f: Function, mask: Value, lanes: int) -> Value:
         return mask
     bits = f.emit(f"bitcast {mask.type} {mask.text} to i{lanes}", f"i{lanes}")
     return f.emit(f"icmp eq i{lanes} {bits.text}, -1", "i1")
+
+
+def widened(f: Function, mask: Value) -> Value:
+    """A mask as it is kept in memory: 32 bits a lane, all of them set where it is."""
+    type_ = vector("i32", lanes_of(mask.type))
+    return f.emit(f"sext {mask.type} {mask.text} to {type_}", type_)
+
+
+def kept(f: Function, lanes: int, address: Value) -> Value:
+    """A mask that is kept in memory."""
+    type_ = vector("i32", lanes)
+    return f.compare("slt", f.load(type_, address, 4), f.splat_int(0, type_))
 
 
 def emit_copy(element: str, lanes: int) -> Function:

@@ -163,9 +163,8 @@ UNROLLED = 3
 
 
 AHEAD = 4096
-"""Bytes ahead that weights are asked for. They stand in the order that they are read in, but processors
-look no further ahead than to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so; elsewhere it
-costs them 1 % at most."""
+"""Bytes ahead that weights are asked for. They stand in the order that they are read in, but processors look no further ahead than
+to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so; elsewhere it costs them 1 % at most."""
 
 
 def emit(tile: Tile, name: str = "tile", finish: Finish | None = None) -> Function:

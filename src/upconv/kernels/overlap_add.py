@@ -14,9 +14,8 @@ from math import ceil, prod
 
 import numpy as np
 
-from upconv.codegen.ir import Carry, Function, Int, Value, module, vector
 from upconv.codegen.target import Target
-from upconv.kernels import columns, microkernel, pack, store, weights
+from upconv.kernels import columns, microkernel, overlap_add_code, pack, store, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import Line
 from upconv.kernels.geometry import Axis, Band, folded, round_up
@@ -29,20 +28,7 @@ EXACT = True
 MOST_POSITIONS = 4096
 """Input positions of an image at most: a task takes whole images, patches and all."""
 
-SLOTS = jobs.Slots(
-    tuple(
-        dict.fromkeys(
-            (
-                *pack.SLOTS, *columns.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "taps", "fold_phases", "fold_taps",
-                "phase_count", "images_a_block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk",
-                "tile_blocks", "channels_in", "channels_out", "weight_group", "x_group", "tap_count", "positions",
-                "image_positions", "x_pitch", "patch_pitch", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
-                "found_bytes",
-            )
-        )
-    )
-)  # fmt: skip
-FOLD = 4  # i64 a tap: its number, and its offset in each of the three dimensions
+SLOTS = overlap_add_code.SLOTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +151,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         line_bytes=round_up(tile.lanes * spec.stride[-1] * item, 64),
         scratch_bytes=round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
         patch_bytes=round_up((tile_blocks * tile.rows * patch_pitch + 2 * tile.lanes) * item, 64),
-        found_bytes=round_up((taps + 1) * found_size(tile), 64),
+        found_bytes=round_up((taps + 1) * overlap_add_code.found_size(tile), 64),
         x_bytes=round_up((c * x_pitch + 2 * tile.width) * item, 64),
     )  # fmt: skip
 
@@ -234,150 +220,19 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     return f"convt_f{problem.itemsize * 8}_{NAME}_{how.tile}_{target.name}"
 
 
+def _code(problem: Problem, how: Blocking) -> overlap_add_code.Code:
+    finish = store.store_of(how.tile.element, how.tile.lanes, problem.spec.stride[-1], problem.spec.activation)
+    return overlap_add_code.Code(how.tile, finish)
+
+
 def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
-    step = problem.spec.stride[-1]
-    return f"{how.tile!r} out {step if step <= how.tile.lanes else 0} {problem.spec.activation!r}"
-
-
-def _emit_fold(tile: Tile) -> Function:
-    """`fold(job, patches, scratch, found, channels, images)`: each phase's sum over its taps, for every output position.
-
-    Which taps meet a vector of positions, where and with which of its lanes, is the same for every channel: it is listed in
-    `found` first.
-    """
-    f = Function(
-        "fold",
-        [("job", "ptr"), ("patches", "ptr"), ("scratch", "ptr"), ("found", "ptr"), ("channels", "i64"), ("images", "i64")],
-        attributes="internal noinline nounwind",
-    )
-    job, patches, scratch, found, channels, images = f.arguments
-    patches, scratch, found = patches.of(tile.element), scratch.of(tile.element), found.of("i8")
-    names = (
-        "phase_count", "tap_count", "patch_pitch", "scratch_pitch", "chunk", "rows_d", "rows_h", "rows_w", "image_positions",
-        "size_d", "size_h", "size_w",
-    )  # fmt: skip
-    s = {n: SLOTS.read(f, job, n) for n in names}
-    phases = SLOTS.pointer(f, job, "fold_phases", "i64")
-    zero = f.splat(0.0, tile.type) if tile.lanes == 1 else Value(f, "zeroinitializer", tile.type)
-    lanes, size = vector("i32", tile.lanes), found_size(tile)
-    with (
-        f.loop(0, s["phase_count"], name="phase") as phase,
-        f.loop(0, images, name="n") as n,
-        f.loop(0, s["rows_d"], name="d") as d,
-        f.loop(0, s["rows_h"], name="h") as h,
-        f.loop(0, s["rows_w"], tile.lanes, name="w") as w,
-    ):
-        count, first = f.load("i64", phases[phase * 2]), f.load("i64", phases[phase * 2 + 1])
-        meeting = _emit_meeting(f, job, s, tile, found, (first, first + count), (n, d, h, w))
-        out = scratch[phase * s["chunk"] * s["scratch_pitch"] + n * s["image_positions"] + (d * s["rows_h"] + h) * s["rows_w"] + w]
-        with f.loop(0, channels, name="m") as m:
-            patch, sums = patches[m * s["tap_count"] * s["patch_pitch"]], Carry([zero])
-            with f.loop(0, meeting, name="t", carry=sums) as t:
-                entry = found[t * size]
-                mask = f.load(lanes, entry[8], 4)
-                lit = f.compare("slt", mask, f.splat_int(0, lanes))
-                sums.next = [f.fadd(sums.values[0], f.masked_load(tile.type, patch[f.load("i64", entry)], lit))]
-            f.store(sums.results[0], out[m * s["scratch_pitch"]])
-    return f
-
-
-def found_size(tile: Tile) -> int:
-    """Bytes of what `fold` lists of a tap: its place among a channel's patches, and its lanes."""
-    return round_up(8 + 4 * tile.lanes, 8)
-
-
-def _emit_meeting(
-    f: Function, job: Value, s: dict[str, Value], tile: Tile, found: Value, taps: tuple[Value, Value],
-    at: tuple[Value, Value, Value, Value],
-) -> Value:  # fmt: skip
-    """Lists the taps that meet the vector of output positions at (image, d, h, w); returns how many do."""
-    entries, meeting, (n, d, h, w) = SLOTS.pointer(f, job, "fold_taps", "i64"), Carry([f.value(0)]), at
-    lanes = vector("i32", tile.lanes)
-    with f.loop(*taps, name="t", carry=meeting) as t:
-        number, od, oh, ow = (f.load("i64", entries[t * FOLD + i]) for i in range(FOLD))
-        there = f.compare("ult", d + od, s["size_d"]) & f.compare("ult", h + oh, s["size_h"])
-        there = there & (w + ow < s["size_w"]) & (w + ow > -tile.lanes)
-        row = ((n * s["size_d"] + d + od) * s["size_h"] + h + oh) * s["size_w"]
-        lit = f.lanes_between(w + ow, 0, s["size_w"], tile.lanes)
-        entry = found[meeting.values[0] * found_size(tile)]
-        f.store(number * s["patch_pitch"] + row + w + ow, entry)
-        f.store(f.emit(f"sext {lit.type} {lit.text} to {lanes}", lanes), entry[8], align=4)
-        meeting.next = [meeting.values[0] + f.select(there, 1, 0)]
-    return meeting.results[0]
+    return repr(_code(problem, how))
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    tile, step = how.tile, problem.spec.stride[-1]
-    do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, 1), SLOTS)
-    do_place = columns.emit_place(tile.lanes, SLOTS, reads=False)
-    writer = store.writer(store.store_of(tile.element, tile.lanes, step, problem.spec.activation), SLOTS)
-    do_store = store.emit_rows(writer, SLOTS)
-    do_tiles = microkernel.emit_both(tile)
-    do_fold = _emit_fold(tile)
-
-    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
-        s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
-        position, split, group = jobs.place_of(number, s)
-        image = position * s["images_a_block"]
-        images = f.minimum(s["batch"] - image, s["images_a_block"])
-        table, at = workspace, s["table_bytes"]
-        line = workspace[at].of(tile.element)
-        at = at + s["line_bytes"]
-        scratch = workspace[at].of(tile.element)
-        patches = workspace[at + s["scratch_bytes"]].of(tile.element)
-        found = workspace[at + s["scratch_bytes"] + s["patch_bytes"]]
-        stored = workspace[at + s["scratch_bytes"] + s["patch_bytes"] + s["found_bytes"]].of(tile.element)
-        x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
-        y = SLOTS.pointer(f, job, "y", tile.element)
-        weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
-        low, width = image * s["positions"], images * s["positions"]
-        f.call(do_pack, [job, table, x, stored, low, low + width, s["channels_in"]])
-        out_low = image * s["image_positions"]
-        out_width = images * s["image_positions"]
-        vectors = (out_width + (tile.lanes - 1)) // tile.lanes
-        f.call(do_place, [job, table, s["room"], out_low, out_low + out_width])
-        first = split * s["chunks_a_split"]
-        with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
-            _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, do_tiles)
-            channel = ic * s["chunk"]
-            number_out = group * s["channels_out"] + channel
-            several = f.minimum(s["channels_out"] - channel, s["chunk"])
-            f.call(do_fold, [job, patches, scratch, found, several, images])
-            plane = y[number_out * s["y_channel"]]
-            f.call(do_store, [job, table, s["room"], 0, vectors, scratch, line, plane, number_out, several])
-
-    entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, do_pack, do_place, *writer.functions, do_store, do_fold, entry])
-
-
-_TASK_SLOTS = (
-    "block_count", "splits", "images_a_block", "batch", "room", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
-    "found_bytes", "x_group", "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split", "chunks", "chunk",
-    "channels_out", "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
-)  # fmt: skip
-
-
-def _emit_gemm(
-    f: Function,
-    job: Value,
-    s: dict[str, Value],
-    ic: Value,
-    weight: Value,
-    stored: Value,
-    patches: Value,
-    width: Value,
-    tile: Tile,
-    do_tiles: tuple[Function, Function],
-) -> None:
-    """The patches of one chunk of output channels: wide tiles, then narrow ones."""
-    taps = SLOTS.pointer(f, job, "taps", "i64")
-    depth = s["channels_in"] * tile.rows
-    left = weight[ic * s["tile_blocks"] * depth]
-    sizes: list[Int] = [taps, 1, s["channels_in"], s["x_pitch"]]
-    pitch = s["patch_pitch"]
-    microkernel.emit_block(f, tile, do_tiles, left, s["tile_blocks"], depth, stored, 1, sizes, patches, pitch, width)
+    return overlap_add_code.emit(_code(problem, how))
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def emit_masks(panel: Panel, slots: Slots) -> Function:
         entry = found.of("i8")[(r * vectors + v) * panel.entry]
         f.store(f.load("i64", p.places[v * lanes]) + place, entry)
         f.store(kind, entry[8])
-        f.store(f.emit(f"sext {mask.type} {mask.text} to {panel.mask}", panel.mask), entry[16])
+        f.store(columns.widened(f, mask), entry[16])
     return f
 
 
@@ -95,7 +95,7 @@ def emit_fetch(f: Function, panel: Panel, p: columns.Parts, source: Value, entry
     with f.when(whole, name="whole"):
         f.store(pack.load(f, how, at, None), target)
     with f.otherwise(whole, name="partly"):
-        mask = f.compare("slt", f.load(panel.mask, entry[16]), f.splat_int(0, panel.mask))
+        mask = columns.kept(f, panel.lanes, entry[16])
         near = kind.equals(_NEIGHBOURS)  # never where steps lie between
         if panel.step == 1:
             with f.when(near, name="near"):

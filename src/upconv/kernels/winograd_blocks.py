@@ -78,10 +78,13 @@ class Blocking:
     quads_bytes: int
     m_bytes: int
     v_bytes: int
-    by_position: bool
-    """Whether tiles are numbered position by position, all images of each side by side."""
     useless: tuple[bool, bool]
     """Whether the last tiles of the two inner dimensions leave out the last point of their windows."""
+
+    @property
+    def by_position(self) -> bool:
+        """Whether tiles are numbered position by position, all images of each side by side."""
+        return self.halves == 1 and self.cut.parts > 1
 
     @property
     def workspace_bytes(self) -> int:
@@ -244,7 +247,7 @@ def sized(problem: Problem, tile: Tile, halves: int, chunk: int, cut: columns.Cu
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
     m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
     code = code_of(problem, tile, halves)
-    out_step, by_position = lines(problem)[2].out_step, halves == 1 and cut.parts > 1
+    out_step = lines(problem)[2].out_step
     return Blocking(
         tile=tile, halves=halves, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
         splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH[halves])),
@@ -255,7 +258,7 @@ def sized(problem: Problem, tile: Tile, halves: int, chunk: int, cut: columns.Cu
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
         quads_bytes=round_up(4 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if halves > 1 else 0,
         m_bytes=round_up(products * m_point * item, 64), v_bytes=round_up(products * v_point * item, 64),
-        by_position=by_position, useless=useless(problem, by_position),
+        useless=useless(problem, halves == 1 and cut.parts > 1),
     )  # fmt: skip
 
 

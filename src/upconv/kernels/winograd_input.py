@@ -54,7 +54,7 @@ def emit_windows(code: Code) -> Function:
                 f.compare("ult", h, f.truncated(s["size_h"])),
             )
             mask = f.compare("ult", f._op("add", f.splat(w, type_), along), size_w)
-            wide = f.emit(f"sext {mask.type} {mask.text} to {type_}", type_)
+            wide = columns.widened(f, mask)
             kept = f.emit(f"select i1 {there.text}, {type_} {wide.text}, {type_} zeroinitializer", type_)
             f.store(kept, found.of("i32")[((o * reach_h + e) * room + t) * reach_w], align=4)
     return f
@@ -184,7 +184,7 @@ def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, masks:
     code = reader.code
     lanes, (_, reach_w), size = code.tile.lanes, code.reach, code.piece
     places = [start[f.load("i64", reader.parts.places[number * lanes + i])] for i in range(lanes)]
-    type_, mask_type = vector(code.tile.element, size), vector("i32", size)
+    type_ = vector(code.tile.element, size)
 
     def row(e: int) -> list[Value]:
         """Row e of the window: a vector for each of its columns."""
@@ -196,8 +196,8 @@ def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, masks:
                 if masks is None:
                     tiles.append(f.load(type_, address))
                 else:
-                    mask = f.load(mask_type, masks[(reader.room * e + i) * reach_w + at], 4)
-                    tiles.append(f.masked_load(type_, address, f.compare("slt", mask, f.splat_int(0, mask_type))))
+                    mask = columns.kept(f, size, masks[(reader.room * e + i) * reach_w + at])
+                    tiles.append(f.masked_load(type_, address, mask))
             found += _transpose(f, tiles)
         return found
 
