@@ -77,12 +77,13 @@ def gemm() -> str:
 
 def winograd_window() -> str:
     """Both phases of k4 s2 read one window of four inputs for three outputs each."""
-    outputs = winograd_tiles.OUTPUTS[2]
+    window = winograd_tiles.NARROW.window
+    outputs = window - 1
     items: list[Item] = [
         Words(16, 20, "k4 s2, uncropped: one window of 4 inputs serves a tile of 3 outputs of either phase", 12, bold=True)
     ]
     step = 78.0
-    xs = [190 + step * n for n in range(winograd_tiles.WINDOW)]
+    xs = [190 + step * n for n in range(window)]
     where = {(q, a): 190 + step * (q + 0.5) + (a - 0.5) * step / 2 for q in range(outputs) for a in range(2)}
     for (q, a), x in where.items():
         for offset in (0, 1):

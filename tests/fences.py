@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel_runs as runs
-from upconv.kernels import winograd
+from upconv.kernels import winograd, winograd_wide
 
 PAGE = mmap.PAGESIZE
 FENCE = 16 * PAGE
@@ -140,7 +140,7 @@ def main(level: str) -> None:
     faulthandler.enable()
     target = runs.target_of(level)
     wrong = count = 0
-    for module, by_position in (*((module, False) for module in runs.KERNELS), (winograd, True)):
+    for module, by_position in (*((module, False) for module in runs.KERNELS), (winograd, True), (winograd_wide, True)):
         thin = 1 if level == runs.levels()[0] else 2
         if by_position:
             runs.number_by_position()

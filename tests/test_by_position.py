@@ -11,8 +11,8 @@ import pytest
 import kernel_runs as runs
 import upconv
 from upconv.codegen import target as targets
-from upconv.kernels import winograd, winograd_blocks
-from upconv.kernels.winograd_tiles import spare
+from upconv.kernels import winograd, winograd_blocks, winograd_wide
+from upconv.kernels.winograd_tiles import NARROW, WIDE, spare, tiling_of
 
 HOST = targets.host()
 WORTH = winograd_blocks.BY_POSITION
@@ -50,16 +50,17 @@ def problem_of(name: str, batch: int, dtype: str = "float32") -> Any:
 @pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("level", runs.levels())
 @pytest.mark.parametrize("name", LAYERS)
-def test_results_are_exact_for_any_batch(name: str, level: str) -> None:
-    target = runs.target_of(level)
+@pytest.mark.parametrize("kernel", [winograd, winograd_wide], ids=lambda module: module.NAME)
+def test_results_are_exact_for_any_batch(kernel: Any, name: str, level: str) -> None:
+    target, points = runs.target_of(level), WIDE if kernel is winograd_wide else NARROW
     for batch in (2, 7, 8, 9, 33):
         for dtype in ("float32", "float64"):
             problem = problem_of(name, batch, dtype)
-            if winograd.rejects(problem, target):
+            if kernel.rejects(problem, target):
                 continue
-            assert winograd.blocking(problem, target, 1).by_position == any(spare(problem))
+            assert kernel.blocking(problem, target, 1).by_position == any(spare(problem, tiling_of(problem.spec, points).ways))
             given = runs.operands(problem)
-            got = runs.run_kernel(winograd, problem, given, target, runs.threads_allowed())
+            got = runs.run_kernel(kernel, problem, given, target, runs.threads_allowed())
             np.testing.assert_array_equal(got, given.expected)
 
 
@@ -77,10 +78,11 @@ def test_no_image_touches_another_though_they_share_vectors(special: float) -> N
 
 
 def test_most_layers_have_a_size_in_three_that_leaves_something_out() -> None:
-    """k4s2p1 on n elements: n + 1 outputs a phase, in tiles of three."""
+    """k4s2p1 on n elements: n + 1 outputs a phase, in tiles of three or, the wide ones in w, of five."""
     for n in range(1, 30):
-        problem = runs.make(size=(n, 5), in_channels=8, out_channels=8, kernel_size=4, stride=2, padding=1)
-        assert spare(problem) == ((n + 1) % 3 > 0, False)
+        problem = runs.make(size=(n, n), in_channels=8, out_channels=8, kernel_size=4, stride=2, padding=1)
+        assert spare(problem, tiling_of(problem.spec).ways) == ((n + 1) % 3 > 0, (n + 1) % 3 > 0)
+        assert spare(problem, tiling_of(problem.spec, WIDE).ways) == ((n + 1) % 3 > 0, (n + 1) % 5 > 0)
 
 
 def test_a_single_row_of_tiles_leaves_it_out_in_any_order() -> None:
@@ -109,5 +111,5 @@ def test_a_generators_first_layer_takes_it_with_a_quarter_less_products_and_the_
 @pytest.mark.skipif(HOST.name != "avx2", reason="what the estimates choose on other processors is theirs")
 def test_plans_take_it() -> None:
     plan = upconv.plan((64, 512, 4, 4), (512, 256, 4, 4), stride=2, padding=1)
-    assert plan.algorithm == "winograd"
+    assert plan.algorithm == "winograd_wide"
     assert "of one position" in str(plan)

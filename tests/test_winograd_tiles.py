@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,33 +16,65 @@ def layer(transposed: bool, kernel: int, stride: int) -> ConvSpec:
     return ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, kernel_size=(kernel, kernel), stride=stride)
 
 
-LAYERS = [(k, s) for s in (1, 2, 3, 4) for k in range(s + 1, 3 * s + 1) if not isinstance(tiles.ways_of(layer(True, k, s)), str)]
+LAYERS = [(k, s) for s in (1, 2, 3, 4) for k in range(s + 1, 3 * s + 1)]
+POINTS = {"narrow": tiles.NARROW, "wide": tiles.WIDE}
 
 
+@pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
+@pytest.mark.parametrize("taps", tiles.TAPS)
+def test_the_transforms_give_the_direct_sums_and_integers_stay_integers(taps: int, points: tiles.Points) -> None:
+    rng = np.random.default_rng(0)
+    x, g = rng.integers(-9, 10, points.window).astype(float), 16 * rng.integers(-9, 10, taps).astype(float)
+    window, weight = 2 * points.input @ x, points.weight(taps) @ g
+    assert np.array_equal(window, np.round(window))
+    assert np.array_equal(weight, np.round(weight))
+    outputs = points.output(taps) @ (weight * (points.input @ x))
+    for n in points.odd:
+        outputs = (outputs.astype(np.float32) * np.float32(1 / n)).astype(float)
+    assert outputs.tolist() == [float(x[q : q + taps] @ g) for q in range(points.window - taps + 1)]
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, 24), (np.float64, 53)])
+@pytest.mark.parametrize("odd", tiles.WIDE.odd)
+def test_multiplying_by_an_odd_factors_inverse_divides_integers_exactly(odd: int, dtype: Any, bits: int) -> None:
+    """The inverse is off by less than half of the last place of any quotient, wherever it lies between two powers of two."""
+    rng = np.random.default_rng(0)
+    most = 2**bits // odd
+    quotients = np.unique(np.concatenate([np.arange(1, 1000), most - np.arange(1000), rng.integers(1, most, 100_000)]))
+    whole = (odd * quotients).astype(dtype)
+    assert np.array_equal(whole.astype(np.int64), odd * quotients)
+    assert np.array_equal((whole * dtype(1 / odd)).astype(np.int64), quotients)
+
+
+@pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize(("kernel", "stride"), LAYERS)
-def test_a_class_is_live_exactly_where_its_transformed_weights_are_not_all_zero(kernel: int, stride: int, transposed: bool) -> None:
-    spec = layer(transposed, kernel, stride)
+def test_a_class_is_live_exactly_where_its_transformed_weights_are_not_all_zero(
+    kernel: int, stride: int, transposed: bool, points: tiles.Points
+) -> None:
+    tiling = tiles.tiling_of(layer(transposed, kernel, stride), points)
     taps = -(-kernel // stride)
-    every = tiles.classes(spec)
+    every = tiles.classes(tiling)
     assert sorted(r for c in every for r in c.residues) == [(0, h, w) for h, w in product(range(stride), range(stride))]
     for i, found in enumerate(every):
         _, h, w = found.residues[0]
         weights = []
-        for residue in (h, w):
+        for residue, way in zip((h, w), tiling.ways[1:], strict=True):
             there = np.array([float(residue + stride * t < kernel) for t in range(taps)])
             line = there * np.array([2.0, 3.0, 7.0][:taps])  # no sum or difference of which is zero
-            weights.append(tiles.WEIGHT[taps] @ (line[::-1] if transposed else line))
-        for point in product(range(tiles.WINDOW), range(tiles.WINDOW)):
+            assert way.points is not None
+            weights.append(way.points.weight(taps) @ (line[::-1] if transposed else line))
+        for point in tiling.points:
             left = weights[0][point[0]] * weights[1][point[1]]
-            assert (i in tiles.live(spec, point)) == (left != 0), (found, point)
+            assert (i in tiles.live(tiling, point)) == (left != 0), (found, point)
 
 
 def test_kernel_3_at_stride_2_takes_49_products_for_nine_positions_of_four_phases() -> None:
-    spec = layer(True, 3, 2)
-    points = list(product(range(4), range(4)))
-    assert sum(len(tiles.classes(spec)[i].residues) for p in points for i in tiles.live(spec, p)) == 49
-    assert [c.short for c in tiles.classes(spec)] == [(False, True), (False, False), (True, False), (True, True)]
+    tiling = tiles.tiling_of(layer(True, 3, 2))
+    assert sum(len(tiles.classes(tiling)[i].residues) for p in tiling.points for i in tiles.live(tiling, p)) == 49
+    wide = tiles.tiling_of(layer(True, 3, 2), tiles.WIDE)
+    assert sum(len(tiles.classes(wide)[i].residues) for p in wide.points for i in tiles.live(wide, p)) == 7 * 11  # for fifteen
+    assert [c.short for c in tiles.classes(tiling)] == [(False, True), (False, False), (True, False), (True, True)]
 
 
 @pytest.mark.parametrize(
@@ -49,17 +82,32 @@ def test_kernel_3_at_stride_2_takes_49_products_for_nine_positions_of_four_phase
 )
 def test_more_taps_are_taken_in_groups_for_the_fewest_products(taps: int, groups_of: tuple[int, int]) -> None:
     for transposed in (True, False):
-        way = tiles.ways_of(layer(transposed, 2 * taps, 2))[1]
-        assert way == tiles.Way(*groups_of)
-        assert taps <= way.total < taps + way.taps
-        others = [-(-taps // n) * 4 / tiles.OUTPUTS[n] for n in tiles.OUTPUTS]
-        assert way.groups * way.window / way.outputs == min(others)
+        way = tiles.tiling_of(layer(transposed, 2 * taps, 2)).ways[1]
+        assert way == tiles.Way(*groups_of, tiles.NARROW)
+        for way in tiles.tiling_of(layer(transposed, 2 * taps, 2), tiles.WIDE).ways[1:]:
+            assert taps <= way.total < taps + way.taps
+            others = [-(-taps // n) * way.window / (way.window - n + 1) for n in tiles.TAPS]
+            assert way.groups * way.window / way.outputs == min(others)
 
 
 def test_too_many_taps_are_refused_with_the_reason() -> None:
-    assert tiles.ways_of(layer(True, 20, 2)) == "10 taps a phase from kernel 20, stride 2"
+    assert tiles.ways_of(layer(True, 20, 2), tiles.WIDE) == "10 taps a phase from kernel 20, stride 2"
 
 
 def test_a_kernel_that_is_a_multiple_of_the_stride_has_one_class() -> None:
-    assert [len(c.residues) for c in tiles.classes(layer(True, 4, 2))] == [4]
-    assert tiles.live(layer(True, 4, 2), (0, 3)) == range(1)
+    tiling = tiles.tiling_of(layer(True, 4, 2))
+    assert [len(c.residues) for c in tiles.classes(tiling)] == [4]
+    assert tiles.live(tiling, (0, 3)) == range(1)
+
+
+def test_the_last_transformed_dimension_alone_has_wide_windows() -> None:
+    def windows(rank: int, kernel: Any, stride: Any) -> list[int]:
+        spec = ConvSpec.make(transposed=True, in_channels=8, out_channels=8, kernel_size=kernel, stride=stride, rank=rank)
+        return [way.window for way in tiles.tiling_of(spec, tiles.WIDE).ways]
+
+    assert windows(1, 4, 2) == [1, 1, 6]
+    assert windows(2, 4, 2) == [1, 4, 6]
+    assert windows(3, 4, 2) == [1, 4, 6]
+    assert windows(2, (4, 2), 2) == [1, 6, 1]
+    assert windows(2, (2, 4), 2) == [1, 1, 6]
+    assert windows(2, 2, 2) == [1, 1, 1]

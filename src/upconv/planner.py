@@ -11,10 +11,10 @@ from math import prod
 from typing import Any
 
 from upconv.codegen.target import Target
-from upconv.kernels import depthwise, direct, indirect, overlap_add, strassen, winograd
+from upconv.kernels import depthwise, direct, indirect, overlap_add, strassen, winograd, winograd_wide
 from upconv.spec import Problem
 
-CANDIDATES: tuple[Any, ...] = (direct, winograd, strassen, overlap_add, depthwise)
+CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, overlap_add, depthwise)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect,)
 """Those for arrays that have their channels last."""

@@ -126,10 +126,10 @@ class Finish:
     emit: Callable[[Function, Tile, Value, list[Value], list[Value]], None]
 
 
-def emit_both(tile: Tile, finish: Finish | None = None) -> tuple[Function, Function]:
+def emit_both(tile: Tile, finish: Finish | None = None, parts: bool = False) -> tuple[Function, Function]:
     """The tile, and the narrow one of a single vector that finishes its rows (which a turned tile itself is)."""
     name = "" if finish is None else f"_{finish.name}"
-    return emit(tile, f"tile{name}", finish), emit(replace(tile, vectors=1), f"narrow{name}", finish)
+    return emit(tile, f"tile{name}", finish, parts), emit(replace(tile, vectors=1), f"narrow{name}", finish, parts)
 
 
 def emit_block(
@@ -167,7 +167,7 @@ AHEAD = 4096
 to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so; elsewhere it costs them 1 % at most."""
 
 
-def emit(tile: Tile, name: str = "tile", finish: Finish | None = None) -> Function:
+def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bool = False) -> Function:
     """`tile(left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more, tiles, step)`: out (+)= sums.
 
     `tiles` tiles of columns stand `step` elements apart in the right operand and side by side in `out`. For each, `blocks`
@@ -175,7 +175,8 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None) -> Functi
     table of right offset and left offset in elements, and of how many times the channels follow there; the left operand is
     packed `rows` per channel, the right operand's next channel is `pitch` elements on. `out` gets `rows` rows a strip,
     `out_pitch` elements apart; where `more` is not 0, they are added to what it holds. With a `finish`, what `out` holds is
-    added to the sums, which go where it says.
+    added to the sums, which go where it says. With `parts` there is one tap, and `tap_count` is how many channels are added up
+    at a time: the parts' sums are added up in `out`, which stays in the first-level cache.
     """
     pointers = ("left", "right", "taps", "out")
     names = (
@@ -191,15 +192,26 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None) -> Functi
         if finish is not None:
             here = [g + jr * tile.vectors if n == finish.vector else g for (n, _), g in zip(further, given, strict=True)]
             finish.prepare(f, tile, ir, here)
-        sums = _sums(f, tile, left[ir * depth], right[jr * step], taps, tap_count, channels, pitch)
-        rows = out[jr * tile.width + ir * tile.rows * out_pitch]
-        places = [rows[out_pitch * r][v * tile.lanes] for r in range(tile.rows) for v in range(tile.vectors)]
-        fresh = more.equals(0)
-        if finish is None:
-            _leave(f, tile, fresh, sums, places)
+        a, b = left[ir * depth], right[jr * step]
+        if parts:
+            with f.loop(0, channels, tap_count, name="part") as at:
+                some = f.minimum(channels - at, tap_count)
+                sums = _sums(f, tile, a[at * tile.rows], b[at * pitch], taps, f.value(1), some, pitch)
+                _leave(f, tile, (more + at).equals(0), sums, _places(tile, out, out_pitch, jr, ir))
         else:
-            finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), here)
+            sums = _sums(f, tile, a, b, taps, tap_count, channels, pitch)
+            places, fresh = _places(tile, out, out_pitch, jr, ir), more.equals(0)
+            if finish is None:
+                _leave(f, tile, fresh, sums, places)
+            else:
+                finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), here)
     return f
+
+
+def _places(tile: Tile, out: Value, pitch: Value, jr: Value, ir: Value) -> list[Value]:
+    """Where a tile's sums are left, vector by vector."""
+    rows = out[jr * tile.width + ir * tile.rows * pitch]
+    return [rows[pitch * r][v * tile.lanes] for r in range(tile.rows) for v in range(tile.vectors)]
 
 
 def _sums(

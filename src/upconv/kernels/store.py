@@ -25,7 +25,7 @@ Streams = Callable[[Int], Value]
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What changes the code. `step` is the innermost out_step; one beyond the lanes is woven in squares (step 0)."""
+    """What changes the code. `step` is the innermost out_step; one beyond twice the lanes is woven in squares (step 0)."""
 
     element: str
     lanes: int
@@ -39,7 +39,7 @@ class Store:
 
 def store_of(element: str, lanes: int, step: int, activation: Activation | None) -> Store:
     """The store of a layer whose innermost out_step is `step`."""
-    return Store(element, lanes, step if step <= lanes else 0, activation)
+    return Store(element, lanes, step if step <= 2 * lanes else 0, activation)
 
 
 def weave(f: Function, streams: list[Value]) -> list[Value]:
@@ -86,6 +86,48 @@ def _woven(f: Function, store: Store, streams: Streams, offset: Value) -> list[V
     return weave(f, [_finished(f, store, streams(a), offset) for a in range(store.step)])
 
 
+def _columns(f: Function, store: Store, streams: Streams, offset: Value) -> list[list[tuple[int, Value]]]:
+    """For each column of a vector (place, outputs) in pieces, where a column has more outputs than a vector has lanes.
+
+    Each piece is a column of a square; what is left over is one as well, and overlaps, unless it fills parts of whole vectors.
+    """
+    lanes, step = store.lanes, store.step
+    finished = [_finished(f, store, streams(a), offset) for a in range(step)]
+    rest = step - lanes
+    first = weave(f, finished[:lanes])
+    if lanes % rest:
+        return [[(0, a), (rest, b)] for a, b in zip(first, weave(f, finished[rest:]), strict=True)]
+    woven = weave(f, finished[lanes:])
+    parts = [f.part(woven[t * rest // lanes], t * rest % lanes, rest) for t in range(lanes)]
+    return [[(0, a), (lanes, b)] for a, b in zip(first, parts, strict=True)]
+
+
+def _emit_columns(
+    f: Function, writer: Writer, to: Destination, p: columns.Parts, v: Value, found: list[list[tuple[int, Value]]]
+) -> None:
+    """Stores columns of more outputs than lanes one by one; where y is cropped, through a line."""
+    lanes, step = writer.store.lanes, writer.store.step
+    out = p.vector(f, v, columns.OUT)
+    straight, complete = out >= 0, p.vector(f, v, columns.COMPLETE).equals(lanes)
+    y = to.plane[to.row]
+
+    def put(t: int, base: Value) -> None:
+        for at, value in found[t]:
+            f.store(value, base[at])
+
+    with f.when(straight, name="straight"):
+        for t in range(lanes):
+            put(t, y[out + t * step])
+    with f.otherwise(straight, name="apart"):
+        with f.when(complete, name="complete"):
+            for t in range(lanes):
+                put(t, y[f.load("i64", p.outs[v * lanes + t])])
+        with f.otherwise(complete, name="rare"):
+            for t in range(lanes):
+                put(t, to.line[t * step])
+            f.call(writer.pieces, [to.job, to.table, to.room, v, to.line, to.plane, to.d, to.h])
+
+
 def _finished(f: Function, store: Store, sums: Value, offset: Value) -> Value:
     return emit_activation(f, f.fadd(sums, f.splat(offset, store.type)), store.activation)
 
@@ -93,7 +135,7 @@ def _finished(f: Function, store: Store, sums: Value, offset: Value) -> Value:
 def emit_weave(f: Function, store: Store, streams: Streams, offset: Value, step: Value, out: Value) -> None:
     """Writes `lanes` columns of all phases, side by side, at `out`; `offset` is the channel's bias."""
     lanes = store.lanes
-    if store.step:
+    if 0 < store.step <= lanes:
         _store_all(f, _woven(f, store, streams, offset), out, lanes)
         return
     with f.loop(0, step, lanes, name="a") as block:  # squares of phases x columns; the last overlaps the one before
@@ -110,7 +152,7 @@ class Writer:
     copy: Function
     pieces: Function
     scatter: Function | None
-    """None for phases that are woven in squares."""
+    """None for phases that are woven in squares, or column by column."""
 
     @property
     def functions(self) -> list[Function]:
@@ -136,7 +178,7 @@ def writer(store: Store, slots: Slots) -> Writer:
         there = f.compare("ult", od + d, s["out_d"]) & f.compare("ult", oh + h, s["out_h"])
         with f.when(there, name="there"):
             f.call(copy, [line[column * s["out_step_w"] + low], plane[at + row], high - low])
-    return Writer(store, copy, f, _scatter(store, f) if store.step else None)
+    return Writer(store, copy, f, _scatter(store, f) if 0 < store.step <= store.lanes else None)
 
 
 def _scatter(store: Store, pieces: Function) -> Function:
@@ -204,6 +246,9 @@ def emit_vector(
 
     `inline` spares the call where the columns lie apart: worth it where nothing else is done for them.
     """
+    if writer.store.step > writer.store.lanes:
+        _emit_columns(f, writer, to, p, v, _columns(f, writer.store, streams, offset))
+        return
     out = p.vector(f, v, columns.OUT)
     straight = out >= 0
     y, line = to.plane[out + to.row], to.line

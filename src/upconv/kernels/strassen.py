@@ -25,7 +25,7 @@ from upconv.kernels.winograd import (
 )
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
-from upconv.kernels.winograd_tiles import points_of
+from upconv.kernels.winograd_tiles import tiling_of
 from upconv.spec import Problem
 
 __all__ = [
@@ -66,7 +66,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     if c % 2 or m % 2:
         return f"{c} -> {m} channels a group cannot be halved"
-    points = len(points_of(spec))
+    points = len(tiling_of(spec).points)
     if points > MOST_POINTS:
         return f"{points} points: seven products at each would leave the caches"
     return None

@@ -27,20 +27,27 @@ from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
-from upconv.kernels.winograd_blocks import BACK, END, TRANSFORM, Blocking, code_of, columns_cycles, positions, tiles_of
+from upconv.kernels.winograd_blocks import (
+    END,
+    Blocking,
+    back_cycles,
+    code_of,
+    columns_cycles,
+    positions,
+    tiles_of,
+    transform_cycles,
+)
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
-    WEIGHT,
-    WINDOW,
+    NARROW,
     Residue,
+    Tiling,
     classes,
     lines,
     live,
     phases_of,
-    points_of,
     steps,
     ways_of,
-    ways_taken,
     windows,
 )
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
@@ -59,7 +66,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
     reason = refuses(problem, target)
     if reason:
         return reason
-    if not any(way.transformed for way in ways_taken(problem.spec)):
+    if not any(k > s for k, s in zip(problem.spec.kernel_size, problem.spec.stride, strict=True)):
         return "one tap a phase: nothing to save"
     return None
 
@@ -73,7 +80,7 @@ def refuses(problem: Problem, target: Target) -> str | None:
         return "vectors too short to be worth the transforms"
     if too_far(problem, target.lanes(problem.itemsize)):
         return TOO_FAR
-    ways = ways_of(spec)
+    ways = ways_of(spec, NARROW)
     if isinstance(ways, str):
         return ways
     least = min(spec.in_channels, spec.out_channels * prod(steps(spec)[0])) // spec.groups
@@ -89,31 +96,31 @@ Group = tuple[int, int, int]
 """A group of taps, in each dimension."""
 
 
-def _depth_taps(problem: Problem) -> list[tuple[Group, Residue]]:
+def _depth_taps(tiling: Tiling) -> list[tuple[Group, Residue]]:
     """What the depth of a GEMM goes over, besides channels: (group of taps, plane of x), the planes class by class."""
-    d, h, w = (range(way.groups) for way in ways_taken(problem.spec))
+    d, h, w = (range(way.groups) for way in tiling.ways)
     groups = list(product(d, h, w))
-    if problem.spec.transposed:
+    if tiling.spec.transposed:
         return [(group, (0, 0, 0)) for group in groups]
-    return [(group, plane) for c in classes(problem.spec) for group in groups for plane in c.residues]
+    return [(group, plane) for c in classes(tiling) for group in groups for plane in c.residues]
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     """U in the order the tiles read it: [group][product][point][chunk][block][group of taps and plane][channel][row]."""
-    spec, rows = problem.spec, how.tile.rows
+    spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
     c, m = _half(problem, how)
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     step, channel_step, group_step = weights.strides(spec)
     channels, phases = [], []
-    for blocks, residues in zip(how.tile_blocks, phases_of(spec), strict=True):
+    for blocks, residues in zip(how.tile_blocks, phases_of(tiling), strict=True):
         found = weights.row_channels(how.chunks, how.chunk, blocks, rows, len(residues), m)
         channels.append(found.reshape(how.chunks, blocks, rows))
         phases.append(np.array(residues)[np.arange(blocks * rows) % len(residues)].reshape(blocks, rows, 3))
     channel, phase = np.concatenate(channels, axis=1), np.concatenate(phases)  # chunk block row; block row dimension
-    depth = _depth_taps(problem)
+    depth = _depth_taps(tiling)
     group, plane = np.array([g for g, _ in depth]), np.array([p for _, p in depth])
     place: Any = 0
-    for i, way in enumerate(how.ways):  # axes: block, depth tap, window of h, window of w, row
+    for i, way in enumerate(tiling.ways):  # axes: block, depth tap, window of h, window of w, row
         tap = way.taps * group[:, i].reshape(1, -1, 1, 1, 1)
         if i > 0:
             tap = tap + np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
@@ -128,7 +135,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     quadrants = [i * m * step + j * c * channel_step for i, j in product(range(how.halves), repeat=2)]
     where = np.concatenate([np.where(where < 0, -1, where + quadrant) for quadrant in quadrants], axis=-2)
     where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, quadrant and window, row
-    first, second = (WEIGHT[way.taps] if way.transformed else None for way in how.ways[1:])
+    first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
     if how.halves > 1:
         first = np.kron(LEFT, np.eye(1) if first is None else first)
     transform = weights.Transform(how.tile.element, rows, False, _rows_of(first), _rows_of(second))  # windows fill lines
@@ -160,10 +167,10 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     _, ph, pw = steps(spec)[0]
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     chunk_size = how.rows * how.depth
-    outer, reads = _reads(problem)
-    last_h, last_w = (n - 1 if useless else -1 for n, useless in zip(positions(problem), how.useless, strict=True))
+    outer, reads = _reads(problem, how)
+    last_h, last_w = (n - 1 if useless else -1 for n, useless in zip(positions(problem, how.ways), how.useless, strict=True))
     slots = {
-        **columns.slots(lines(problem), spec.in_channels, spec.out_channels),
+        **columns.slots(lines(problem, how.ways), spec.in_channels, spec.out_channels),
         "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
         "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
@@ -179,22 +186,22 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     }  # fmt: skip
     tables = {
         "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads, "points": _point_table(problem, how),
-        "phase_rows": _phase_rows(problem, how), "plane_rows": _plane_rows(problem),
+        "phase_rows": _phase_rows(problem, how), "plane_rows": _plane_rows(how.tiling),
     }  # fmt: skip
     return jobs.Bound(slots, tables, tasks(problem, how))
 
 
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     """For each product and point, what is live there: first strip of rows, strips, first row of the depth, rows."""
-    spec = problem.spec
-    c, groups = _half(problem, how)[0], prod(way.groups for way in ways_taken(problem.spec))
-    sizes = how.tile_blocks if spec.transposed else tuple(len(k.residues) * groups * c for k in classes(spec))
+    spec, tiling = problem.spec, how.tiling
+    c, groups = _half(problem, how)[0], prod(way.groups for way in how.ways)
+    sizes = how.tile_blocks if spec.transposed else tuple(len(k.residues) * groups * c for k in classes(tiling))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
-    for point in points_of(problem.spec):
-        kept = live(spec, point)
+    for point in tiling.points:
+        kept = live(tiling, point)
         part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
-        ends = (int(way.transformed and u == WINDOW - 1) for way, u in zip(how.ways[1:], point, strict=True))
+        ends = (int(way.transformed and u == way.window - 1) for way, u in zip(how.ways[1:], point, strict=True))
         found.append((*((*part, 0, how.depth) if spec.transposed else (0, sum(how.tile_blocks), *part)), *ends))
     return np.array(found * PRODUCTS[how.halves], np.int64)
 
@@ -203,26 +210,26 @@ def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     """For each phase, row-major: its row of a chunk's first channel, and the rows a channel."""
     out_steps, _ = steps(problem.spec)
     table, first = np.zeros((*out_steps, 2), np.int64), 0
-    for residues, blocks in zip(phases_of(problem.spec), how.tile_blocks, strict=True):
+    for residues, blocks in zip(phases_of(how.tiling), how.tile_blocks, strict=True):
         for i, residue in enumerate(residues):
             table[residue] = (first + i, len(residues))
         first += blocks * how.tile.rows
     return table.reshape(-1, 2)
 
 
-def _plane_rows(problem: Problem) -> NDArray[np.int64]:
+def _plane_rows(tiling: Tiling) -> NDArray[np.int64]:
     """For each group of taps and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
-    _, (pd, ph, pw) = steps(problem.spec)
-    number = {tap: i for i, tap in enumerate(_depth_taps(problem))}
-    gd, gh, gw = (range(way.groups) for way in ways_taken(problem.spec))
+    _, (pd, ph, pw) = steps(tiling.spec)
+    number = {tap: i for i, tap in enumerate(_depth_taps(tiling))}
+    gd, gh, gw = (range(way.groups) for way in tiling.ways)
     outer = product(gd, range(pd), gh, gw, range(ph), range(pw))
     return np.array([number[(td, th, tw), (d, h, w)] for td, d, th, tw, h, w in outer], np.int64)
 
 
-def _reads(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(first element of the window of each group of taps and outer plane, every element of it), as `panel` reads."""
-    (_, d), (line_h, h), (line_w, w) = windows(problem)
-    ways = ways_taken(problem.spec)
+    (_, d), (line_h, h), (line_w, w) = windows(problem, how.ways)
+    ways = how.ways
 
     def at(ed: int, eh: int, ew: int) -> tuple[int, ...]:
         return ed, eh, ew, (ed * line_h.size + eh) * line_w.size + ew
@@ -248,12 +255,12 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
-    return repr(code_of(problem, how.tile, how.halves))
+    return repr(code_of(problem, how.ways, how.tile, how.halves))
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    return winograd_code.emit(code_of(problem, how.tile, how.halves))
+    return winograd_code.emit(code_of(problem, how.ways, how.tile, how.halves))
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -278,17 +285,19 @@ def _length(how: Blocking) -> int:
 
 def _shares(problem: Problem, how: Blocking, table: NDArray[np.int64]) -> NDArray[np.float64]:
     """The share of the blocks that do not leave out each point."""
-    h, w = (1 - last / n if out else 1.0 for last, n, out in zip(table.T[4:], positions(problem), how.useless, strict=True))
+    ends = zip(table.T[4:], positions(problem, how.ways), how.useless, strict=True)
+    h, w = (1 - last / n if out else 1.0 for last, n, out in ends)
     return np.asarray(h * w, np.float64)
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the GEMMs, the transforms, the bytes stored and the weights streamed, on the threads' share."""
     spec, tile = problem.spec, how.tile
-    _, _, w = lines(problem)
+    _, _, w = lines(problem, how.ways)
     vectors = _length(how) // tile.lanes
     rows = how.chunks * how.rows * spec.groups
-    transforms = vectors * how.points * (TRANSFORM[how.halves] * how.depth * spec.groups * how.splits + BACK[how.halves] * rows)
+    to, back = transform_cycles(how.tiling, how.halves), back_cycles(how.tiling, how.halves)
+    transforms = vectors * how.points * (to * how.depth * spec.groups * how.splits + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
     wide = w.positions > 2 * tile.lanes and not how.by_position
     stored = store.cycles(vectors * rows * how.halves**2 * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)

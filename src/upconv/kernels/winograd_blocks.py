@@ -13,32 +13,33 @@ from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_tiles import (
-    WINDOW,
+    NARROW,
+    Points,
+    Tiling,
     Way,
     classes,
-    depth_of,
     lines,
     live,
     phases_of,
-    points_of,
     spare,
     steps,
-    ways_taken,
+    tiling_of,
 )
 from upconv.kernels.winograd_way import Code
-from upconv.spec import ConvSpec, Problem
+from upconv.spec import Problem
 
-DEPTH = {1: 1024, 2: 256}
-"""Products that are added up at a time, by the halves: longer sums round more than the direct kernel's, which come in parts as
-well. Parts short enough for the first-level cache (330) cost a tenth of the time of layers with 512 channels and more.
-Measured. Strassen's products round more, and are the shorter."""
+NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, STRASSEN_PART = 256, 128, 96, 256
+"""Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
+windows (in one of two transformed dimensions: OF_TWO) and for products of halves: all stay under four times the direct sum's
+error. Parts of 256 cost nothing, of 128 one per cent, of 96 two and of 64 three. Measured."""
 
 
-TRANSFORM = {1: 5.0, 2: 20.0}
-"""Cycles that one vector of a channel takes a point, from x to V, by the halves (a vector of one half, all quadrants). Measured."""
+TRANSFORM, WIDE_TRANSFORM = {1: 5.0, 2: 20.0}, 6.5
+"""Cycles that one vector of a channel takes a point, from x to V, by the halves (a vector of one half, all quadrants), and where
+windows are wide. Measured."""
 
-BACK = {1: 2.0, 2: 26.0}
-"""Cycles that one vector of sums takes a point, from M to where outputs are stored, by the halves. Measured."""
+BACK, WIDE_BACK = {1: 2.0, 2: 26.0}, 3.0
+"""Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
 
 END = 12.0
 """Cycles that a tile takes besides its steps and the storing of its sums. Measured."""
@@ -60,7 +61,7 @@ class Blocking:
 
     tile: Tile
     halves: int
-    ways: tuple[Way, Way, Way]
+    tiling: Tiling
     chunk: int
     chunks: int
     tile_blocks: tuple[int, ...]
@@ -80,6 +81,11 @@ class Blocking:
     v_bytes: int
     useless: tuple[bool, bool]
     """Whether the last tiles of the two inner dimensions leave out the last point of their windows."""
+
+    @property
+    def ways(self) -> tuple[Way, Way, Way]:
+        """How each of the three dimensions is taken."""
+        return self.tiling.ways
 
     @property
     def by_position(self) -> bool:
@@ -120,16 +126,17 @@ class Blocking:
 
 
 @lru_cache(maxsize=512)
-def blocking(problem: Problem, target: Target, threads: int, halves: int = 1) -> Blocking:
+def blocking(problem: Problem, target: Target, threads: int, halves: int = 1, last: Points = NARROW) -> Blocking:
     """Tiles a block as the second-level cache holds their transforms; output channels in chunks beside them.
 
     Tile and chunk depend on the number of tiles only where there are very few: packed weights and code depend on them.
     Two halves of a block's tiles mix, so that each block is one image's.
     """
-    spec, images = problem.spec, problem.batch if halves > 1 else 1
-    m, groups, length = spec.out_channels // spec.groups, spec.groups, columns.count(problem.batch, lines(problem)) // images
+    spec, images, tiling = problem.spec, problem.batch if halves > 1 else 1, tiling_of(problem.spec, last)
+    m, groups = spec.out_channels // spec.groups, spec.groups
+    length = columns.count(problem.batch, lines(problem, tiling.ways)) // images
     alike = 0 if halves == 1 or spec.rank == 1 or length > FEW else length // halves
-    tile, chunk, most = _tile(spec, problem.dtype, target, halves, alike)
+    tile, chunk, most = _tile(tiling, problem.dtype, target, halves, alike)
     pieces, width, alone = max(1, ceil(length / most)), tile.width * halves, groups * images
     if pieces * alone < 4 * threads and length >= 4 * width:
         pieces = max(pieces, min(ceil(4 * threads / alone), length // (2 * width)))
@@ -139,54 +146,55 @@ def blocking(problem: Problem, target: Target, threads: int, halves: int = 1) ->
     block = round_up(ceil(length / pieces), unit)
     cut = columns.cut(length, unit, ceil(length / block), images)  # as few as are no longer: weights stream past each
     if halves == 1:
-        cut = _by_position(problem, tile, cut, most)
+        cut = _by_position(problem, tiling, tile, cut, most)
     parts = cut.count * groups
     if parts < 2 * threads and chunk >= m // halves > 1:
-        chunk = _choose_chunk(spec, tile, halves, ceil(m // halves / threads))
-    return sized(problem, tile, halves, chunk, cut, _splits(spec, tile, halves, chunk, parts, threads))
+        chunk = _choose_chunk(tiling, tile, halves, ceil(m // halves / threads))
+    return sized(problem, tiling, tile, halves, chunk, cut, _splits(tiling, tile, halves, chunk, parts, threads))
 
 
-def _by_position(problem: Problem, tile: Tile, cut: columns.Cut, most: int) -> columns.Cut:
+def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut, most: int) -> columns.Cut:
     """The cut by positions where that saves products: whole blocks of last tiles, one position in many images, do with fewer."""
     spec, batch, count = problem.spec, problem.batch, cut.length // problem.batch
-    if count == 1 or not any(spare(problem)):
+    if count == 1 or not any(spare(problem, tiling.ways)):
         return cut
-    m, (d, h, _) = spec.out_channels // spec.groups, lines(problem)
-    strips = rows_done(spec, _tile_blocks(spec, m, tile), tile) // tile.rows
+    m, (d, h, _) = spec.out_channels // spec.groups, lines(problem, tiling.ways)
+    strips = rows_done(tiling, _tile_blocks(tiling, m, tile), tile) // tile.rows
     unit = tile.lanes if batch < 4 * tile.width else tile.width
     other = columns.cut(batch, unit, ceil(batch / most), count)
 
     def cycles(cut: columns.Cut) -> float:
         apart, sizes = cut.parts > 1, cut.sizes()
-        ends = zip(positions(problem), useless(problem, apart), strict=True)
-        share = prod(1 - 1 / (WINDOW * n) if out else 1.0 for n, out in ends)
-        gemm = strips * depth_of(spec) * share * sum(number * columns_cycles(tile, size) for number, size in sizes)
+        ends = zip(positions(problem, tiling.ways), useless(problem, tiling.ways, apart), tiling.ways[1:], strict=True)
+        share = prod(1 - 1 / (way.window * n) if out else 1.0 for n, out, way in ends)
+        gemm = strips * tiling.depth * share * sum(number * columns_cycles(tile, size) for number, size in sizes)
         rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
         return gemm + ALONE * rows * apart
 
     return other if cycles(other) < BY_POSITION * cycles(cut) else cut
 
 
-def positions(problem: Problem) -> tuple[int, int]:
+def positions(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[int, int]:
     """Tiles in each of the two inner dimensions."""
-    _, h, w = lines(problem)
+    _, h, w = lines(problem, ways)
     return h.positions, w.positions
 
 
-def useless(problem: Problem, by_position: bool) -> tuple[bool, bool]:
+def useless(problem: Problem, ways: tuple[Way, Way, Way], by_position: bool) -> tuple[bool, bool]:
     """Whether the last tiles of the two inner dimensions leave out their windows' last point, for which blocks hold them alone."""
-    h, w = (out and (by_position or n == 1) for out, n in zip(spare(problem), positions(problem), strict=True))
+    h, w = (out and (by_position or n == 1) for out, n in zip(spare(problem, ways), positions(problem, ways), strict=True))
     return h, w
 
 
 @lru_cache(maxsize=512)
-def _tile(spec: ConvSpec, dtype: str, target: Target, halves: int, alike: int) -> tuple[Tile, int, int]:
+def _tile(tiling: Tiling, dtype: str, target: Target, halves: int, alike: int) -> tuple[Tile, int, int]:
     """(the register tile, output channels a chunk, tiles a block at most) for the fewest cycles, padding included.
 
     `alike` is the number of columns where they are few and always as many, else 0.
     """
+    spec = tiling.spec
     m, phases = spec.out_channels // spec.groups // halves, prod(steps(spec)[0])
-    points, depth, item = len(points_of(spec)) * PRODUCTS[halves], depth_of(spec) // halves, SIZES[ELEMENTS[dtype]]
+    points, depth, item = len(tiling.points) * PRODUCTS[halves], tiling.depth // halves, SIZES[ELEMENTS[dtype]]
     offers: list[tuple[float, int, tuple[Tile, int, int]]] = []
     for tile in microkernel.tiles(ELEMENTS[dtype], target):
         if tile.vectors == 1:
@@ -194,8 +202,8 @@ def _tile(spec: ConvSpec, dtype: str, target: Target, halves: int, alike: int) -
         most = int(target.l2 * 0.35 / (points * depth * item)) // tile.width * tile.width
         most = min(max(most, 2 * tile.width), 512)
         room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
-        chunk = _choose_chunk(spec, tile, halves, min(m, max(room, ceil((tile.rows if halves == 1 else 48) / phases))))
-        cycles = ceil(m / chunk) * rows_done(spec, _tile_blocks(spec, chunk, tile), tile) * microkernel.step_cycles(tile)
+        chunk = _choose_chunk(tiling, tile, halves, min(m, max(room, ceil((tile.rows if halves == 1 else 48) / phases))))
+        cycles = ceil(m / chunk) * rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile) * microkernel.step_cycles(tile)
         spilt = max(0.0, points * depth * most * item / target.l2 - 1.0)
         ends = columns_cycles(tile, alike) / (alike / tile.width * microkernel.step_cycles(tile)) if alike else 1.0
         offers.append((cycles / (tile.rows * tile.width) * (1 + SPILT * spilt) * ends, len(offers), (tile, chunk, most * halves)))
@@ -213,16 +221,17 @@ def columns_cycles(tile: Tile, count: int) -> float:
     return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
 
 
-def _splits(spec: ConvSpec, tile: Tile, halves: int, chunk: int, parts: int, threads: int) -> int:
+def _splits(tiling: Tiling, tile: Tile, halves: int, chunk: int, parts: int, threads: int) -> int:
     """Into how many shares to cut the chunks of each of `parts` equal parts, each of which transforms its input anew.
 
     The busiest thread is to be done first; tasks that are fewer than three a thread leave none for it to give away where
     another is held up: one a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
     """
+    spec = tiling.spec
     chunks = ceil(spec.out_channels // spec.groups // halves / chunk)
-    rows = chunks * rows_done(spec, _tile_blocks(spec, chunk, tile), tile) * PRODUCTS[halves]
+    rows = chunks * rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile) * PRODUCTS[halves]
     gemm = rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
-    transform = TRANSFORM[halves] * len(points_of(spec)) / gemm  # of one part's input, beside its products
+    transform = transform_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
 
     def time(splits: int) -> float:
         tasks = parts * splits
@@ -233,69 +242,89 @@ def _splits(spec: ConvSpec, tile: Tile, halves: int, chunk: int, parts: int, thr
     return min(sorted(offers), key=time) if threads > 1 else 1
 
 
-def sized(problem: Problem, tile: Tile, halves: int, chunk: int, cut: columns.Cut, splits: int) -> Blocking:
+def sized(problem: Problem, tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, splits: int) -> Blocking:
     """The blocking of a chosen tile, output channels a chunk, blocks of tiles and shares of a block's chunks."""
-    spec, item, ways = problem.spec, problem.itemsize, ways_taken(problem.spec)
+    spec, item, ways = problem.spec, problem.itemsize, tiling.ways
     c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
-    depth, points, products = depth_of(spec) // halves, len(points_of(spec)), len(points_of(spec)) * PRODUCTS[halves]
+    depth, points = tiling.depth // halves, len(tiling.points)
+    products = points * PRODUCTS[halves]
     block, wide, chunks = cut.block, cut.block // halves, ceil(m // halves / chunk)
     room = round_up(block, tile.lanes * halves)
-    tile_blocks = _tile_blocks(spec, chunk, tile)
+    tile_blocks = _tile_blocks(tiling, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
     panels = ceil(wide / tile.width)
     v_point = panels * depth * tile.width + 16
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
     m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
-    code = code_of(problem, tile, halves)
-    out_step = lines(problem)[2].out_step
+    code = code_of(problem, ways, tile, halves)
+    out_step = lines(problem, ways)[2].out_step
     return Blocking(
-        tile=tile, halves=halves, ways=ways, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / DEPTH[halves])),
+        tile=tile, halves=halves, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
+        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / _part(tiling, halves))),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(room, tile.lanes),
-        found_bytes=round_up(code.found_bytes(depth_of(spec) // c // prod(in_steps[1:]), room), 64),
+        found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]), room), 64),
         line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
         quads_bytes=round_up(4 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if halves > 1 else 0,
         m_bytes=round_up(products * m_point * item, 64), v_bytes=round_up(products * v_point * item, 64),
-        useless=useless(problem, halves == 1 and cut.parts > 1),
+        useless=useless(problem, ways, halves == 1 and cut.parts > 1),
     )  # fmt: skip
 
 
-def rows_done(spec: ConvSpec, tile_blocks: tuple[int, ...], tile: Tile) -> int:
+def transform_cycles(tiling: Tiling, halves: int) -> float:
+    """See TRANSFORM."""
+    return WIDE_TRANSFORM if tiling.wide else TRANSFORM[halves]
+
+
+def back_cycles(tiling: Tiling, halves: int) -> float:
+    """See BACK."""
+    return WIDE_BACK if tiling.wide else BACK[halves]
+
+
+def _part(tiling: Tiling, halves: int) -> int:
+    """Products that are added up at a time, at most."""
+    if halves > 1:
+        return STRASSEN_PART
+    if not tiling.wide:
+        return NARROW_PART
+    return WIDE_PART if sum(way.transformed for way in tiling.ways) == 1 else WIDE_PART_OF_TWO
+
+
+def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> int:
     """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles."""
-    if not spec.transposed:
-        return len(points_of(spec)) * sum(tile_blocks) * tile.rows
-    return sum(blocks * points for blocks, points in zip(tile_blocks, _live_points(spec), strict=True)) * tile.rows
+    if not tiling.spec.transposed:
+        return len(tiling.points) * sum(tile_blocks) * tile.rows
+    return sum(blocks * points for blocks, points in zip(tile_blocks, _live_points(tiling), strict=True)) * tile.rows
 
 
 @lru_cache(maxsize=512)
-def _live_points(spec: ConvSpec) -> tuple[int, ...]:
+def _live_points(tiling: Tiling) -> tuple[int, ...]:
     """At how many points each class is live."""
-    kept = [live(spec, point) for point in points_of(spec)]
-    return tuple(sum(i in classes_ for classes_ in kept) for i in range(len(classes(spec))))
+    kept = [live(tiling, point) for point in tiling.points]
+    return tuple(sum(i in classes_ for classes_ in kept) for i in range(len(classes(tiling))))
 
 
-def _tile_blocks(spec: ConvSpec, chunk: int, tile: Tile) -> tuple[int, ...]:
+def _tile_blocks(tiling: Tiling, chunk: int, tile: Tile) -> tuple[int, ...]:
     """Strips of a chunk's rows, class by class."""
-    return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(spec))
+    return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(tiling))
 
 
-def _choose_chunk(spec: ConvSpec, tile: Tile, halves: int, most: int) -> int:
+def _choose_chunk(tiling: Tiling, tile: Tile, halves: int, most: int) -> int:
     """Output channels at a time, at most so many, for the least padding of tiles; larger chunks where little speaks for less."""
 
     def cost(chunk: int) -> float:
-        rows = rows_done(spec, _tile_blocks(spec, chunk, tile), tile)
+        rows, spec = rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile), tiling.spec
         return ceil(spec.out_channels // spec.groups // halves / chunk) * (rows + 0.02 * most)
 
     return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
 
 
-def code_of(problem: Problem, tile: Tile, halves: int) -> Code:
+def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, halves: int) -> Code:
     """What of a problem changes the code."""
-    d, h, w = (replace(way, groups=1) for way in ways_taken(problem.spec))  # groups are numbers of the job
+    d, h, w = (replace(way, groups=1) for way in ways)  # groups are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
-    out_step = lines(problem)[2].out_step
-    uneven = problem.spec.transposed and len(classes(problem.spec)) > 1
+    out_step = lines(problem, ways)[2].out_step
+    uneven = problem.spec.transposed and len(classes(Tiling(problem.spec, ways))) > 1
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
     return Code(tile, halves, (d, h, w), (ph, pw), uneven, finish)

@@ -16,7 +16,6 @@ from upconv.kernels import columns, microkernel, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, SUM
 from upconv.kernels.winograd_input import emit_input, emit_windows
-from upconv.kernels.winograd_tiles import OUTPUT
 from upconv.kernels.winograd_way import POINT, SLOTS, Code, combine, transform
 
 
@@ -38,7 +37,8 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     s = {name: SLOTS.read(f, job, name) for name in names}
     bias, phase_rows = SLOTS.pointer(f, job, "bias", tile.element), SLOTS.pointer(f, job, "phase_rows", "i64")
     p = columns.parts(table, room, lanes)
-    matrices = tuple(OUTPUT[way.taps] if way.transformed else None for way in (way_h, way_w))
+    matrices = tuple(way.points.output(way.taps) if way.points else None for way in (way_h, way_w))
+    odd = [n for way in (way_h, way_w) if way.points for n in way.points.odd]
     quadrants = list(product(range(code.halves), repeat=2))
 
     def sums(source: Value, quadrant: int) -> dict[tuple[int, int], Value]:
@@ -64,6 +64,8 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
                     at = phase_rows[(first + aw) * 2]
                     source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + column * lanes]
                     for (i, j), value in transform(f, sums(source, quadrant), (matrices[0], matrices[1])).items():
+                        for n in odd:
+                            value = f.fmul(value, f.splat(1 / n, tile.type))
                         yield i, (code.phases_w or s["phases_w"]) * j + aw, value
 
                 if code.phases_w:
@@ -102,7 +104,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
-    do_tiles = microkernel.emit_both(tile)
+    do_tiles = microkernel.emit_both(tile, parts=True)
     do_place, writer = [columns.emit_place(tile.lanes, SLOTS, together=code.halves)], store.writer(code.store, SLOTS)
     if code.halves == 1:
         do_place.append(columns.emit_place_images(tile.lanes, SLOTS))
@@ -143,13 +145,9 @@ def emit(code: Code) -> str:
                 left = weight[point * s["weight_point"] + (ic * s["tile_blocks"] + first_strip) * strip]
                 right = v[point * s["v_point"]]
                 sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
-                with f.loop(0, rows, s["depth_part"], name="pc") as pc:
-                    sizes: list[Int] = [taps, 1, f.minimum(rows - pc, s["depth_part"]), tile.width]
-                    at, more = first_row + pc, f.select(pc > 0, 1, 0)
-                    a, b = left[at * tile.rows], right[at * tile.width]
-                    microkernel.emit_block(
-                        f, tile, do_tiles, a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide, more
-                    )
+                sizes: list[Int] = [taps, s["depth_part"], rows, tile.width]
+                a, b = left[first_row * tile.rows], right[first_row * tile.width]
+                microkernel.emit_block(f, tile, do_tiles, a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide)
             channel = ic * s["chunk"]
             number_out = group * s["group_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])

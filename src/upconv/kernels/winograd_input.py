@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from math import prod
+
+import numpy as np
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, vector
 from upconv.codegen.target import LINE
 from upconv.kernels import columns, panel
 from upconv.kernels.strassen_products import RIGHT
-from upconv.kernels.winograd_tiles import INPUT
-from upconv.kernels.winograd_way import SLOTS, Code, combine, transform
+from upconv.kernels.winograd_way import SLOTS, Code, combine
 
 
 def emit_windows(code: Code) -> Function:
@@ -186,22 +188,22 @@ def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, masks:
     places = [start[f.load("i64", reader.parts.places[number * lanes + i])] for i in range(lanes)]
     type_ = vector(code.tile.element, size)
 
-    def row(e: int) -> list[Value]:
-        """Row e of the window: a vector for each of its columns."""
+    def read(e: int) -> list[Value]:
+        """Row e of the window, piece by piece of every tile."""
         found = []
-        for at in range(0, reach_w, size):
-            tiles = []
-            for i, place in enumerate(places):
-                address = place[reader.s["x_h"] * e + at]
-                if masks is None:
-                    tiles.append(f.load(type_, address))
-                else:
-                    mask = columns.kept(f, size, masks[(reader.room * e + i) * reach_w + at])
-                    tiles.append(f.masked_load(type_, address, mask))
-            found += _transpose(f, tiles)
+        for at, (i, place) in product(range(0, reach_w, size), enumerate(places)):
+            address = place[reader.s["x_h"] * e + at]
+            if masks is None:
+                found.append(f.load(type_, address))
+            else:
+                mask = columns.kept(f, size, masks[(reader.room * e + i) * reach_w + at])
+                found.append(f.masked_load(type_, address, mask))
         return found
 
-    _emit_points(f, code, row, put)
+    def turn(row: list[Value]) -> list[Value]:
+        return [column for at in range(0, len(row), lanes) for column in _transpose(f, row[at : at + lanes])]
+
+    _emit_points(f, code, read, turn, put)
 
 
 def _emit_vectors(f: Function, reader: Reader, source: Value, o: Value, number: Value, put: Put) -> None:
@@ -212,17 +214,26 @@ def _emit_vectors(f: Function, reader: Reader, source: Value, o: Value, number: 
         entry = reader.found.of("i8")[((o * (reach_h * reach_w) + e) * reader.vectors + number) * code.panel.entry]
         f.prefetch(source[f.load("i64", entry) + reader.s["x_channel"] * panel.AHEAD])
         panel.emit_fetch(f, code.panel, reader.parts, source, entry, number, line[e * lanes])
-    _emit_points(f, code, lambda e: [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)], put)
+
+    def read(e: int) -> list[Value]:
+        return [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)]
+
+    _emit_points(f, code, read, list, put)
 
 
-def _emit_points(f: Function, code: Code, row: Callable[[int], list[Value]], put: Put) -> None:
-    """Transforms the windows whose rows `row` gives, one of each plane of x."""
-    ph, pw = code.planes
-    matrices = (INPUT if code.ways[1].transformed else None, INPUT if code.ways[2].transformed else None)
-    for bh in range(ph):
-        rows = [row(ph * u + bh) for u in range(code.ways[1].window)]
-        for bw in range(pw):
-            window = {(u, t): rows[u][pw * t + bw] for u, t in code.points}
-            done = transform(f, window, matrices)
-            for i, point in enumerate(code.points):
-                put(bh * pw + bw, i, done[point])
+def _emit_points(
+    f: Function, code: Code, read: Callable[[int], list[Value]], turn: Callable[[list[Value]], list[Value]], put: Put
+) -> None:
+    """Transforms the windows whose rows `read` reads, one of each plane of x; `turn` makes vectors of tiles of them.
+
+    Rows are combined as they are read, point by point of h, before they are turned: each point takes few of them, so that they
+    are read again rather than kept in registers that there are not.
+    """
+    (ph, pw), (_, way_h, way_w) = code.planes, code.ways
+    first, second = (way.points.input if way.points else np.eye(1) for way in (way_h, way_w))
+    for bh, (i, row) in product(range(ph), enumerate(first)):
+        used = np.flatnonzero(row).tolist()
+        elements = zip(*(read(ph * u + bh) for u in used), strict=True)
+        line = turn([combine(f, row[used], list(values)) for values in elements])
+        for bw, (j, column) in product(range(pw), enumerate(second)):
+            put(bh * pw + bw, i * way_w.window + j, combine(f, column, [line[pw * t + bw] for t in range(way_w.window)]))

@@ -8,23 +8,56 @@ from itertools import product
 from math import ceil, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upconv.kernels.columns import LINE_OF_ONE, Line
 from upconv.spec import ConvSpec, Problem
 
-WINDOW = 4
-OUTPUTS = {2: 3, 3: 2}
-"""Taps a phase -> outputs of a tile."""
+Matrix = NDArray[np.float64]
 
-INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-OUTPUT = {
-    2: np.array([[1, 1, 1, 0], [0, 1, -1, 0], [0, 1, 1, -1]]),
-    3: np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
-}
-WEIGHT = {
-    2: np.array([[1, 0], [0.5, 0.5], [0.5, -0.5], [0, 1]]) * 1.0,
-    3: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]) * 1.0,
-}
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Where a window's polynomials are evaluated: at 0, at what lies `between`, and at infinity, in this order.
+
+    `odd` are the odd factors of the interpolation's denominators. Weights are packed without them, so that integers stay exact,
+    and each output is divided by them after all sums.
+    """
+
+    between: tuple[float, ...]
+    odd: tuple[int, ...]
+
+    @property
+    def window(self) -> int:
+        """Elements that a tile reads, which is as many as there are points."""
+        return len(self.between) + 2
+
+    @property
+    def finite(self) -> tuple[float, ...]:
+        return (0.0, *self.between)
+
+    @property
+    def input(self) -> Matrix:
+        """(point, element): the coefficients of the product of all other points' factors."""
+        rows = [np.poly([q for q in self.finite if q != p])[::-1] for p in self.finite]
+        last = np.poly(self.finite)[::-1]
+        return np.array([*(np.append(row, 0.0) for row in rows), last])
+
+    def weight(self, taps: int) -> Matrix:
+        """(point, tap): the taps as a polynomial, over the denominators but for their odd factors."""
+        scale = [prod(self.odd) / prod(p - q for q in self.finite if q != p) for p in self.finite]
+        rows = [[s * p**t for t in range(taps)] for p, s in zip(self.finite, scale, strict=True)]
+        return np.array([*rows, [0.0] * (taps - 1) + [float(prod(self.odd))]])
+
+    def output(self, taps: int) -> Matrix:
+        """(output, point): powers of the points; the last belongs to the last output alone."""
+        outputs = self.window - taps + 1
+        return np.array([[*(p**i for p in self.finite), float(i == outputs - 1)] for i in range(outputs)])
+
+
+NARROW, WIDE = Points((1.0, -1.0), ()), Points((1.0, -1.0, 0.5, -2.0), (3, 5))
+TAPS = (2, 3)
+"""Taps that are transformed together."""
 
 
 MOST_TAPS = 9
@@ -33,22 +66,24 @@ MOST_TAPS = 9
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How one dimension is taken: `groups` of `taps` neighbouring taps, 2 or 3 transformed together, or 1 left plain."""
+    """How one dimension is taken: `groups` of `taps` neighbouring taps, transformed together at `points`, or left plain."""
 
     taps: int
     groups: int
+    points: Points | None = None
 
     @property
     def transformed(self) -> bool:
-        return self.taps > 1
-
-    @property
-    def outputs(self) -> int:
-        return OUTPUTS[self.taps] if self.transformed else 1
+        return self.points is not None
 
     @property
     def window(self) -> int:
-        return WINDOW if self.transformed else 1
+        return self.points.window if self.points else 1
+
+    @property
+    def outputs(self) -> int:
+        """Of a tile: what its window holds all taps for."""
+        return self.window - self.taps + 1
 
     @property
     def total(self) -> int:
@@ -59,16 +94,20 @@ class Way:
 PLAIN = Way(1, 1)
 
 
-def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
-    """How each of the three dimensions is taken, or why this layer has no tiles."""
+def ways_of(spec: ConvSpec, last: Points) -> tuple[Way, Way, Way] | str:
+    """How each of the three dimensions is taken, or why this layer has no tiles.
+
+    The last that is transformed is at the points `last`, another one at NARROW: two wide ones would round too much.
+    """
     ways = [PLAIN] * (3 - spec.rank)
+    innermost = max((d for d, (k, s) in enumerate(zip(spec.kernel_size, spec.stride, strict=True)) if k > s), default=None)
     for d, (k, s, l) in enumerate(zip(spec.kernel_size, spec.stride, spec.dilation, strict=True)):
         taps = ceil(k / s)
         inner = d >= spec.rank - 2
         if l != 1 and k != 1:
             return f"dilation {l}"
         if inner and 1 < taps <= MOST_TAPS:
-            ways.append(_grouped(taps))
+            ways.append(_grouped(taps, last if d == innermost else NARROW))
         elif k == s or not inner:
             ways.append(Way(1, taps))
         else:
@@ -76,27 +115,41 @@ def ways_of(spec: ConvSpec) -> tuple[Way, Way, Way] | str:
     return ways[0], ways[1], ways[2]
 
 
-def ways_taken(spec: ConvSpec) -> tuple[Way, Way, Way]:
-    """How each dimension of a layer that has tiles is taken."""
-    ways = ways_of(spec)
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """A layer, and how each of its three dimensions is taken."""
+
+    spec: ConvSpec
+    ways: tuple[Way, Way, Way]
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """Of the two inner dimensions."""
+        _, h, w = self.ways
+        return list(product(range(h.window), range(w.window)))
+
+    @property
+    def wide(self) -> bool:
+        """Whether a dimension has wide windows."""
+        return any(way.points == WIDE for way in self.ways)
+
+    @property
+    def depth(self) -> int:
+        """Products that are summed for one row, column and point: channels, planes of x and groups of taps."""
+        spec = self.spec
+        return spec.in_channels // spec.groups * prod(steps(spec)[1]) * prod(way.groups for way in self.ways)
+
+
+def tiling_of(spec: ConvSpec, last: Points = NARROW) -> Tiling:
+    """The tiling of a layer that has one: see `ways_of`."""
+    ways = ways_of(spec, last)
     assert not isinstance(ways, str)
-    return ways
+    return Tiling(spec, ways)
 
 
-def points_of(spec: ConvSpec) -> list[tuple[int, int]]:
-    """The points of the two inner dimensions."""
-    _, h, w = ways_taken(spec)
-    return list(product(range(h.window), range(w.window)))
-
-
-def depth_of(spec: ConvSpec) -> int:
-    """Products that are summed for one row, column and point: channels, planes of x and groups of taps."""
-    return spec.in_channels // spec.groups * prod(steps(spec)[1]) * prod(way.groups for way in ways_taken(spec))
-
-
-def _grouped(taps: int) -> Way:
+def _grouped(taps: int, points: Points) -> Way:
     """Groups of two or of three taps: what needs fewer products an output, and fewer groups."""
-    ways = [Way(size, ceil(taps / size)) for size in OUTPUTS]
+    ways = [Way(size, ceil(taps / size), points) for size in TAPS]
     return min(ways, key=lambda way: (way.groups * way.window / way.outputs, way.groups))
 
 
@@ -110,9 +163,9 @@ class Window:
 
 
 @lru_cache(maxsize=512)
-def windows(problem: Problem) -> tuple[tuple[Line, Window], ...]:
+def windows(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[tuple[Line, Window], ...]:
     """Each dimension: its tiles as columns (`columns.Line`), and the window that a tile reads."""
-    spec, ways = problem.spec, ways_taken(problem.spec)
+    spec = problem.spec
     found = [(LINE_OF_ONE, Window(0, 1, 1))] * (3 - spec.rank)
     for d, way in enumerate(ways[3 - spec.rank :]):
         size, out_size = problem.input_size[d], problem.output_size[d]
@@ -128,20 +181,20 @@ def windows(problem: Problem) -> tuple[tuple[Line, Window], ...]:
     return tuple(found)
 
 
-def lines(problem: Problem) -> tuple[Line, Line, Line]:
+def lines(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[Line, Line, Line]:
     """The tiles of a problem as columns."""
-    d, h, w = (line for line, _ in windows(problem))
+    d, h, w = (line for line, _ in windows(problem, ways))
     return d, h, w
 
 
-def spare(problem: Problem) -> tuple[bool, bool]:
+def spare(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[bool, bool]:
     """Whether the last tiles of the two inner dimensions reach over the output's end, by one output a phase or more.
 
     The last point of a window serves a tile's last output alone: these tiles can do without it.
     """
     _, h, w = (
         way.transformed and line.positions * line.out_step >= line.out_size + line.crop + line.out_step // way.outputs
-        for line, way in zip(lines(problem), ways_taken(problem.spec), strict=True)
+        for line, way in zip(lines(problem, ways), ways, strict=True)
     )
     return h, w
 
@@ -171,9 +224,9 @@ _ORDER = ((False, True), (False, False), (True, False), (True, True))
 
 
 @lru_cache(maxsize=512)
-def classes(spec: ConvSpec) -> tuple[Class, ...]:
+def classes(tiling: Tiling) -> tuple[Class, ...]:
     """Phases of a transposed layer, planes of a convolution, by the taps they lack."""
-    ways = ways_taken(spec)
+    spec, ways = tiling.spec, tiling.ways
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     found: dict[tuple[bool, bool], list[Residue]] = {key: [] for key in _ORDER}
     for residue in product(*(range(s) for s in stride)):
@@ -182,9 +235,9 @@ def classes(spec: ConvSpec) -> tuple[Class, ...]:
     return tuple(Class(key, tuple(residues)) for key, residues in found.items() if residues)
 
 
-def phases_of(spec: ConvSpec) -> list[tuple[Residue, ...]]:
+def phases_of(tiling: Tiling) -> list[tuple[Residue, ...]]:
     """The phases of the output, class by class; a convolution has one."""
-    return [c.residues for c in classes(spec)] if spec.transposed else [((0, 0, 0),)]
+    return [c.residues for c in classes(tiling)] if tiling.spec.transposed else [((0, 0, 0),)]
 
 
 def _short(way: Way, stride: int, kernel: int, residue: int) -> bool:
@@ -192,12 +245,12 @@ def _short(way: Way, stride: int, kernel: int, residue: int) -> bool:
     return way.transformed and way.groups == 1 and residue + stride * (way.taps - 1) >= kernel
 
 
-def live(spec: ConvSpec, point: tuple[int, int]) -> range:
+def live(tiling: Tiling, point: tuple[int, int]) -> range:
     """The classes whose transformed weights are not all zero at a point: one end of the window belongs to one tap alone.
 
     That is the last tap, which a transposed layer reads first.
     """
-    dead = 0 if spec.transposed else WINDOW - 1
-    every = classes(spec)
-    kept = [i for i, c in enumerate(every) if not any(s and u == dead for s, u in zip(c.short, point, strict=True))]
+    every = classes(tiling)
+    dead = [0 if tiling.spec.transposed else way.window - 1 for way in tiling.ways[1:]]
+    kept = [i for i, c in enumerate(every) if not any(s and u == v for s, u, v in zip(c.short, point, dead, strict=True))]
     return range(kept[0], kept[-1] + 1) if kept else range(0)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from upconv.codegen.ir import Function, Value
 from upconv.kernels import columns, panel, store
 from upconv.kernels import job as jobs
+from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import Tile
 from upconv.kernels.store import Store
 from upconv.kernels.winograd_tiles import Way
@@ -51,9 +52,9 @@ class Code:
 
     @property
     def reach(self) -> tuple[int, int]:
-        """Elements of x that a window spans in the two inner dimensions."""
+        """Elements of x that are read for a window in the two inner dimensions: in w as whole pieces hold."""
         h, w = (p * way.window for p, way in zip(self.planes, self.ways[1:], strict=True))
-        return h, w
+        return h, w if not self.ways[2].transformed else 8 if w == 6 and self.tile.lanes >= 8 else round_up(w, 4)
 
     @property
     def points(self) -> list[tuple[int, int]]:
@@ -84,17 +85,24 @@ class Code:
 
 
 def combine(f: Function, row: NDArray[Any], values: list[Value]) -> Value:
-    """The sum of values with coefficients 0, 1 and -1, the first of them 1."""
+    """The sum of values with coefficients, those of 1 and -1 first.
+
+    Of these the first and the last come late: they are in few sums, while others begin alike and are added up once.
+    """
+    last = len(values) - 1
+    terms = [(float(c), value, i in (0, last)) for i, (c, value) in enumerate(zip(row, values, strict=True)) if c]
+    terms.sort(key=lambda term: (abs(term[0]) != 1, term[2], term[0] < 0))
     total: Value | None = None
-    negative: list[Value] = []
-    for coefficient, value in zip(row, values, strict=True):
-        if coefficient == 1:
-            total = value if total is None else f.fadd(total, value)
+    for coefficient, value, _ in terms:
+        if total is None:
+            total = value if coefficient == 1 else f.fmul(value, f.splat(coefficient, value.type))
+        elif coefficient == 1:
+            total = f.fadd(total, value)
         elif coefficient == -1:
-            negative.append(value)
+            total = f.fsub(total, value)
+        else:
+            total = f.fma(value, f.splat(coefficient, value.type), total)
     assert total is not None
-    for value in negative:
-        total = f.fsub(total, value)
     return total
 
 
