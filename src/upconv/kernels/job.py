@@ -73,6 +73,29 @@ def shares(chunks: int, parts: int, threads: int, most: int) -> int:
     return ceil(chunks / ceil(chunks / wanted))
 
 
+def busiest(tasks: Sequence[tuple[int, float]], threads: int) -> float:
+    """The time of the thread that has most to do, of (count, time) of tasks that are taken one by one, longer ones first.
+
+    >>> busiest([(5, 2.0), (1, 1.0)], 2), busiest([(10, 1.0), (2, 0.5)], 2)
+    (6.0, 5.5)
+    """
+    loads = [0.0] * threads
+    for count, time in sorted(tasks, key=lambda task: -task[1]):
+        each, rest = divmod(count, threads)
+        loads = sorted(load + each * time for load in loads)
+        loads[:rest] = [load + time for load in loads[:rest]]
+    return max(loads)
+
+
+def share(tasks: Sequence[tuple[int, float]], threads: int) -> float:
+    """The share of all work that the busiest thread has: see `busiest`.
+
+    >>> share([(4, 1.0)], 2), share([(5, 1.0)], 2)
+    (0.5, 0.6)
+    """
+    return busiest(tasks, threads) / sum(count * time for count, time in tasks)
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """What a call hands to the code besides the arrays' addresses: numbers, tables and the count of tasks."""

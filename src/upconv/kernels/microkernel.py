@@ -95,13 +95,13 @@ MOVED, STREAMED = 10e9, 10e9
 """Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on."""
 
 
-def seconds(target: Target, threads: int, tasks: int, gemm: float, other: float, moved: float, streamed: float) -> float:
-    """Estimated seconds of a kernel's call from its cycles and bytes, in equal tasks on so many threads.
+def seconds(target: Target, share: float, gemm: float, other: float, moved: float, streamed: float) -> float:
+    """Estimated seconds of a kernel's call from its cycles and bytes, of which the busiest thread has a share (`jobs.share`).
 
     Weights stream past the tiles at no price of their own until there are too few columns for each.
     """
     work = max(gemm / target.hertz, streamed / STREAMED) + other / target.hertz + moved / MOVED
-    return work * ceil(tasks / threads) / tasks + 5e-6
+    return work * share + 5e-6
 
 
 @lru_cache(maxsize=512)

@@ -303,9 +303,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     stored = store.cycles(vectors * rows * how.halves**2 * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * rows * how.depth * how.points * PRODUCTS[how.halves] / spec.groups * problem.itemsize
-    return microkernel.seconds(
-        target, threads, tasks(problem, how), _gemm_cycles(problem, how), transforms + stored, moved, streamed
-    )
+    share = jobs.share([(count * spec.groups, time) for count, time in how.tasks], threads)
+    return microkernel.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
 
 
 def _gemm_cycles(problem: Problem, how: Blocking) -> float:

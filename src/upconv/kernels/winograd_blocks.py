@@ -9,6 +9,7 @@ from math import ceil, prod
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
 from upconv.kernels import columns, microkernel, store
+from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
 from upconv.kernels.microkernel import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
@@ -50,6 +51,9 @@ FEW = 4096
 ALONE, BY_POSITION = 45.0, 0.95
 """Cycles that a row of a vector's outputs takes longer where each tile's are stored by themselves, and the share of the cycles that
 blocks of one position each should leave. Measured."""
+
+EQUAL = 0.97
+"""The share of the busiest thread's time that blocks more alike, which end in narrow tiles, should leave."""
 
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
@@ -115,6 +119,12 @@ class Blocking:
         return self.cut.block
 
     @property
+    def tasks(self) -> list[tuple[int, float]]:
+        """(count, relative time) of the tasks of a group."""
+        sizes = [(count, columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
+        return _tasks(sizes, self.chunks, self.splits, 0.0)
+
+    @property
     def rows(self) -> int:
         """Rows of a chunk, all classes of phases one behind the other, each filled up to whole tiles."""
         return sum(self.tile_blocks) * self.tile.rows
@@ -144,13 +154,16 @@ def blocking(problem: Problem, target: Target, threads: int, halves: int = 1, la
         pieces = round_up(pieces, threads)
     unit = tile.lanes * halves if length < 4 * width else width
     block = round_up(ceil(length / pieces), unit)
-    cut = columns.cut(length, unit, ceil(length / block), images)  # as few as are no longer: weights stream past each
+    cuts = [columns.cut(length, unit, ceil(length / block), images)]  # as few as are no longer: weights stream past each
+    if unit == width:  # as many, but more alike
+        cuts.append(columns.cut(length, tile.lanes * halves, cuts[0].pieces, images))
     if halves == 1:
-        cut = _by_position(problem, tiling, tile, cut, most)
-    parts = cut.count * groups
-    if parts < 2 * threads and chunk >= m // halves > 1:
+        cuts = [_by_position(problem, tiling, tile, cut, most) for cut in cuts]
+    if cuts[0].count * groups < 2 * threads and chunk >= m // halves > 1:
         chunk = _choose_chunk(tiling, tile, halves, ceil(m // halves / threads))
-    return sized(problem, tiling, tile, halves, chunk, cut, _splits(tiling, tile, halves, chunk, parts, threads))
+    shared = [_shared(tiling, tile, halves, chunk, cut, threads) for cut in cuts]
+    best = 1 if len(cuts) > 1 and shared[1][0] < EQUAL * shared[0][0] else 0
+    return sized(problem, tiling, tile, halves, chunk, cuts[best], shared[best][1])
 
 
 def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut, most: int) -> columns.Cut:
@@ -221,25 +234,34 @@ def columns_cycles(tile: Tile, count: int) -> float:
     return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
 
 
-def _splits(tiling: Tiling, tile: Tile, halves: int, chunk: int, parts: int, threads: int) -> int:
-    """Into how many shares to cut the chunks of each of `parts` equal parts, each of which transforms its input anew.
+def _shared(tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, threads: int) -> tuple[float, int]:
+    """(time of the busiest thread, shares): into how many shares to cut the chunks of each block, each transforming its input anew.
 
-    The busiest thread is to be done first; tasks that are fewer than three a thread leave none for it to give away where
-    another is held up: one a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
+    Tasks that are fewer than three a thread leave none for it to give away where another is held up: one a thread instead of
+    three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
     """
     spec = tiling.spec
-    chunks = ceil(spec.out_channels // spec.groups // halves / chunk)
+    chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
     rows = chunks * rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile) * PRODUCTS[halves]
     gemm = rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = transform_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
+    sizes = [(count * spec.groups, columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
     def time(splits: int) -> float:
-        tasks = parts * splits
-        alone = 0.12 * max(0.0, 1.5 - tasks / threads / 2)
-        return ceil(tasks / threads) * (ceil(chunks / splits) / chunks + transform) * (1 + alone)
+        tasks = _tasks(sizes, chunks, splits, transform)
+        alone = 0.03 * max(0.0, 3.0 - parts * splits / threads) ** 2
+        return jobs.busiest(tasks, threads) * (1 + alone)
 
-    offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, max(1, min(chunks, 8 * threads // parts)) + 1)}
-    return min(sorted(offers), key=time) if threads > 1 else 1
+    most = max(1, min(chunks, ceil(8 * threads / parts))) if threads > 1 else 1
+    offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, most + 1)}
+    return min((time(splits), splits) for splits in offers)
+
+
+def _tasks(sizes: list[tuple[int, float]], chunks: int, splits: int, transform: float) -> list[tuple[int, float]]:
+    """(count, time) of tasks, from those of blocks, whose chunks are shared; each share takes the `transform` as well."""
+    each = ceil(chunks / splits)
+    shares = ((splits - 1, each), (1, chunks - each * (splits - 1)))
+    return [(count * n, time * (share / chunks + transform)) for count, time in sizes for n, share in shares]
 
 
 def sized(problem: Problem, tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, splits: int) -> Blocking:
