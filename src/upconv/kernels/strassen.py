@@ -47,9 +47,9 @@ __all__ = [
 ]
 
 NAME = "strassen"
-WORTH, WORTH_AGAIN, SPILT = 1.02, 1.07, 0.1
-"""What the additional rounding should be worth, as a share of the time, beside the direct sum and beside Winograd's, which rounds
-as well; and what a second-level cache's worth of V beyond two of them costs. Measured."""
+WORTH, SPILT = 1.02, 0.025
+"""What the additional rounding should be worth, as a share of the time; and what a second-level cache's worth of V beyond two of
+them costs. Measured."""
 MOST_POINTS = 4
 """Winograd's in one dimension. In two, 16, 27 layers of 64 to 1024 channels ran at 0.48 to 1.10 times the speed without, 0.88 in
 geometric mean, and erred up to 4.2 times as much as the direct sum. Measured."""
@@ -75,8 +75,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds, as Winograd's; more where the seven V of a block are too much for the second-level cache."""
     spilt = max(0.0, how.v_bytes / target.l2 - 2.0)
-    worth = WORTH if how.points == 1 else WORTH_AGAIN
-    return winograd.cost(problem, how, target, threads) * (worth + SPILT * spilt)
+    return winograd.cost(problem, how, target, threads) * (WORTH + SPILT * spilt)
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
