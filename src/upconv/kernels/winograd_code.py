@@ -97,8 +97,13 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
         for i in range(lanes):
             f.prefetch(plane[f.load("i64", p.outs[v * lanes + i])], write=True)
     with f.otherwise(alone, name="along"):
-        for at in range(0, lanes * (code.store.step or 1), LINE // SIZES[code.tile.element]):
-            f.prefetch(plane[out + at], write=True)
+        line = LINE // SIZES[code.tile.element]
+        if code.store.step:
+            for at in range(0, lanes * code.store.step, line):
+                f.prefetch(plane[out + at], write=True)
+        else:
+            with f.loop(0, s["out_step_w"] * lanes, line, name="ahead") as ahead:
+                f.prefetch(plane[out + ahead], write=True)
 
 
 def emit(code: Code) -> str:
