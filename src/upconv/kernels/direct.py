@@ -46,9 +46,9 @@ from upconv.spec import Problem
 NAME = "direct"
 EXACT = True
 SLOTS = direct_code.SLOTS
-PACK, LISTED, CROSSING = 600.0, 50.0, 10.0
+PACK, LISTED, CROSSING, ALIASED = 600.0, 50.0, 10.0, 70.0
 """Cycles to begin packing a block of the band, and to list one of its rows; what a vector of a panel costs more where its columns
-go on in another row. Measured."""
+go on in another row, and where each is another image's, whole pages apart and so in the same sets of the caches. Measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         vectors = ceil(_length(problem, how) / tile.lanes)
         fetches = len(distinct_reads(_groups(problem, how))) * spec.in_channels * vectors
         crossing = min(1.0, (tile.lanes - 1) / shape.axes[2].positions)
-        tiles += fetches * ((repeats - 1) * 2.5 + repeats * crossing * CROSSING)
+        images = min(tile.lanes, problem.batch * tile.lanes / _length(problem, how))  # that a vector's columns come from
+        aliased = prod(problem.input_shape[1:]) * problem.itemsize % 4096 == 0 and max(0.0, images - 1) / (tile.lanes - 1)
+        tiles += fetches * ((repeats - 1) * 2.5 + repeats * (crossing * CROSSING + aliased * ALIASED))
         again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
         tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * _more(tile)
     else:

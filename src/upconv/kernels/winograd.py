@@ -2,8 +2,9 @@
 
 In uncropped coordinates every phase of a layer with kernel r*s reads the same r inputs, so a tile of F outputs a phase needs
 one window of F + r - 1 inputs, whatever the phase. With the points 0, 1, -1 and infinity the window has four inputs: F(3, 2)
-for two taps a phase, F(2, 3) for three; two dimensions then need 16 multiplications where the direct sum needs 36. A strided
-convolution is the same read from the other side: its input planes are summed in the transformed domain.
+for two taps a phase, F(2, 3) for three; two dimensions then need 16 multiplications where the direct sum needs 36
+(`winograd_wide.py` has six points in one of them). A strided convolution is the same read from the other side: its input planes
+are summed in the transformed domain.
 
 A block of tiles is transformed (V), multiplied by the transformed weights (U), one small GEMM a point, and transformed back,
 a vector of tiles at a time, to be stored as the direct kernel stores its own, the step F times as wide.

@@ -161,7 +161,8 @@ def blocking(problem: Problem, target: Target, threads: int, halves: int = 1, la
         cuts = [_by_position(problem, tiling, tile, cut, most) for cut in cuts]
     if cuts[0].count * groups < 2 * threads and chunk >= m // halves > 1:
         chunk = _choose_chunk(tiling, tile, halves, ceil(m // halves / threads))
-    shared = [_shared(tiling, tile, halves, chunk, cut, threads) for cut in cuts]
+    needed = [_needed(problem, tiling.ways, halves == 1 and cut.parts > 1) for cut in cuts]
+    shared = [_shared(tiling, tile, halves, chunk, cut, share, threads) for cut, share in zip(cuts, needed, strict=True)]
     best = 1 if len(cuts) > 1 and shared[1][0] < EQUAL * shared[0][0] else 0
     return sized(problem, tiling, tile, halves, chunk, cuts[best], shared[best][1])
 
@@ -178,9 +179,12 @@ def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut,
 
     def cycles(cut: columns.Cut) -> float:
         apart, sizes = cut.parts > 1, cut.sizes()
-        ends = zip(positions(problem, tiling.ways), useless(problem, tiling.ways, apart), tiling.ways[1:], strict=True)
-        share = prod(1 - 1 / (way.window * n) if out else 1.0 for n, out, way in ends)
-        gemm = strips * tiling.depth * share * sum(number * columns_cycles(tile, size) for number, size in sizes)
+        gemm = (
+            strips
+            * tiling.depth
+            * _needed(problem, tiling.ways, apart)
+            * sum(number * columns_cycles(tile, size) for number, size in sizes)
+        )
         rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
         return gemm + ALONE * rows * apart
 
@@ -197,6 +201,12 @@ def useless(problem: Problem, ways: tuple[Way, Way, Way], by_position: bool) -> 
     """Whether the last tiles of the two inner dimensions leave out their windows' last point, for which blocks hold them alone."""
     h, w = (out and (by_position or n == 1) for out, n in zip(spare(problem, ways), positions(problem, ways), strict=True))
     return h, w
+
+
+def _needed(problem: Problem, ways: tuple[Way, Way, Way], by_position: bool) -> float:
+    """The share of the products that is not left out."""
+    ends = zip(positions(problem, ways), useless(problem, ways, by_position), ways[1:], strict=True)
+    return prod(1 - 1 / (way.window * n) if out else 1.0 for n, out, way in ends)
 
 
 @lru_cache(maxsize=512)
@@ -234,16 +244,19 @@ def columns_cycles(tile: Tile, count: int) -> float:
     return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
 
 
-def _shared(tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, threads: int) -> tuple[float, int]:
+def _shared(
+    tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, needed: float, threads: int
+) -> tuple[float, int]:
     """(time of the busiest thread, shares): into how many shares to cut the chunks of each block, each transforming its input anew.
 
+    `needed` is the share of the products that is not left out.
     Tasks that are fewer than three a thread leave none for it to give away where another is held up: one a thread instead of
     three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
     """
     spec = tiling.spec
     chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
     rows = chunks * rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile) * PRODUCTS[halves]
-    gemm = rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
+    gemm = needed * rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = transform_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
     sizes = [(count * spec.groups, columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
