@@ -21,6 +21,9 @@ LAYERS = {
     "k3s2, 2-D, one part": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=2), (20, 20), 96),
     "k3s2, 2-D, few": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=2), (20, 20), 64),
     "k3s2, 3-D": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=3), (4, 10, 10), 64),
+    "k3s2, 3-D, deep": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=3), (3, 7, 10), 192),
+    "k5s4, 2-D": (dict(transposed=True, kernel_size=5, stride=4, rank=2), (17, 18), 96),
+    "k9s8, 1-D": (dict(transposed=True, kernel_size=9, stride=8, rank=1), (90,), 128),
     "k3s2, 1-D": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=1), (90,), 128),
     "k3s2 convolution, 2-D": (dict(transposed=False, kernel_size=3, stride=2, padding=1, rank=2), (40, 40), 128),
     "k3 stride 1, 2-D": (dict(transposed=False, kernel_size=3, padding=1, rank=2), (24, 24), 128),
@@ -45,6 +48,15 @@ def error(kernel, problem: Problem, x, weight, truth) -> float:
     y = np.empty(problem.output_shape, problem.dtype)
     prepared(x, weight, None, y)
     return float(np.sqrt(np.mean((y - truth) ** 2) / np.mean(truth**2)))
+
+
+def test_wide_windows_leave_out_layers_whose_direct_sum_is_too_short_for_their_rounding() -> None:
+    arguments, size, channels = LAYERS["k5s4, 2-D"]
+    spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)
+    problem = Problem(spec, 1, size, spec.output_size(size))
+    if not winograd.rejects(problem, targets.host()):
+        reason = "1.6 taps a phase in the mean: it would round too much for what it saves"
+        assert winograd_wide.rejects(problem, targets.host()) == reason
 
 
 @pytest.mark.parametrize("name", LAYERS)

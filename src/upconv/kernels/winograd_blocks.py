@@ -29,10 +29,11 @@ from upconv.kernels.winograd_tiles import (
 from upconv.kernels.winograd_way import Code
 from upconv.spec import Problem
 
-NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, STRASSEN_PART = 256, 128, 96, 256
+NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, STRASSEN_PART = 256, 128, 96, 64, 256
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
-windows (in one of two transformed dimensions: OF_TWO) and for products of halves: all stay under four times the direct sum's
-error. Parts of 256 cost nothing, of 128 one per cent, of 96 two and of 64 three. Measured."""
+windows (in one of two transformed dimensions: OF_TWO; where phases lack taps: UNEVEN, the direct sum being shorter there) and for
+products of halves: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per cent, of 96 two
+and of 64 three. Measured."""
 
 
 TRANSFORM, WIDE_TRANSFORM = {1: 5.0, 2: 20.0}, 6.5
@@ -323,7 +324,9 @@ def _part(tiling: Tiling, halves: int) -> int:
         return STRASSEN_PART
     if not tiling.wide:
         return NARROW_PART
-    return WIDE_PART if sum(way.transformed for way in tiling.ways) == 1 else WIDE_PART_OF_TWO
+    if sum(way.transformed for way in tiling.ways) == 1:
+        return WIDE_PART
+    return WIDE_PART_UNEVEN if len(classes(tiling)) > 1 else WIDE_PART_OF_TWO
 
 
 def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> int:

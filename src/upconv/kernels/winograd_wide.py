@@ -10,6 +10,8 @@ Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Netw
 
 from __future__ import annotations
 
+from math import prod
+
 from upconv.codegen.target import Target
 from upconv.kernels.winograd import (
     EXACT,
@@ -22,10 +24,10 @@ from upconv.kernels.winograd import (
     emit,
     macs,
     packing,
-    rejects,
     tasks,
     weight_layout,
 )
+from upconv.kernels.winograd import rejects as rejects_narrow
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
 from upconv.kernels.winograd_tiles import WIDE
@@ -50,6 +52,23 @@ __all__ = [
 ]
 
 NAME = "winograd_wide"
+
+
+FEWEST_TAPS = 2.0
+"""Taps a phase, in the mean, of two dimensions: with fewer (kernel 4 at stride 3 has 1.8) the direct sum is so short that wide
+windows err up to 4.3 times as much, and save little."""
+
+
+def rejects(problem: Problem, target: Target) -> str | None:
+    """Why this kernel cannot run the problem, or None."""
+    reason = rejects_narrow(problem, target)
+    if reason:
+        return reason
+    spec = problem.spec
+    inner = [k / s for k, s in zip(spec.kernel_size[-2:], spec.stride[-2:], strict=True) if k > s]
+    if len(inner) == 2 and prod(inner) < FEWEST_TAPS:
+        return f"{prod(inner):.2g} taps a phase in the mean: it would round too much for what it saves"
+    return None
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
