@@ -50,6 +50,14 @@ def error(kernel, problem: Problem, x, weight, truth) -> float:
     return float(np.sqrt(np.mean((y - truth) ** 2) / np.mean(truth**2)))
 
 
+@pytest.mark.parametrize("kernel", [winograd, winograd_wide], ids=lambda module: module.NAME)
+def test_a_volume_whose_outermost_kernel_alone_is_longer_than_its_stride_has_nothing_to_transform(kernel: Any) -> None:
+    spec = upconv.ConvSpec.make(transposed=True, in_channels=16, out_channels=16, kernel_size=(4, 2, 2), stride=2, rank=3)
+    problem = Problem(spec, 1, (4, 5, 6), spec.output_size((4, 5, 6)))
+    if targets.host().lanes(4) >= 4:
+        assert kernel.rejects(problem, targets.host()) == "one tap a phase: nothing to save"
+
+
 def test_wide_windows_leave_out_layers_whose_direct_sum_is_too_short_for_their_rounding() -> None:
     arguments, size, channels = LAYERS["k5s4, 2-D"]
     spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)

@@ -383,7 +383,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         stored /= 3  # the sums are still in registers, and the lines that they go to have been asked for
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
-    return microkernel.seconds(target, jobs.share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
+    return microkernel.seconds(target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
 
 
 def describe(problem: Problem, how: Blocking) -> str:

@@ -252,7 +252,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         streamed += ceil(columns / how.block) * chunks * len(s.reads) * c * tile.rows * item
     moved = (prod(problem.input_shape) + prod(problem.output_shape)) * item
     gemm = steps * microkernel.step_cycles(tile) * 1.05
-    return microkernel.seconds(target, jobs.share([(max(1, tasks(problem, how)), 1.0)], threads), gemm, tables, moved, streamed)
+    return microkernel.seconds(
+        target, jobs.busiest_share([(max(1, tasks(problem, how)), 1.0)], threads), gemm, tables, moved, streamed
+    )
 
 
 END = 6

@@ -87,10 +87,10 @@ def busiest(tasks: Sequence[tuple[int, float]], threads: int) -> float:
     return max(loads)
 
 
-def share(tasks: Sequence[tuple[int, float]], threads: int) -> float:
+def busiest_share(tasks: Sequence[tuple[int, float]], threads: int) -> float:
     """The share of all work that the busiest thread has: see `busiest`.
 
-    >>> share([(4, 1.0)], 2), share([(5, 1.0)], 2)
+    >>> busiest_share([(4, 1.0)], 2), busiest_share([(5, 1.0)], 2)
     (0.5, 0.6)
     """
     return busiest(tasks, threads) / sum(count * time for count, time in tasks)

@@ -96,7 +96,7 @@ MOVED, STREAMED = 10e9, 10e9
 
 
 def seconds(target: Target, share: float, gemm: float, other: float, moved: float, streamed: float) -> float:
-    """Estimated seconds of a kernel's call from its cycles and bytes, of which the busiest thread has a share (`jobs.share`).
+    """Estimated seconds of a kernel's call from its cycles and bytes, of which the busiest thread has a `share`.
 
     Weights stream past the tiles at no price of their own until there are too few columns for each.
     """

@@ -265,7 +265,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache
         streamed += how.block_count * how.chunks * spec.groups * how.x_bytes
-    return microkernel.seconds(target, jobs.share([(tasks(problem, how), 1.0)], threads), gemm, fold + stored, moved, streamed)
+    return microkernel.seconds(
+        target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), gemm, fold + stored, moved, streamed
+    )
 
 
 def describe(problem: Problem, how: Blocking) -> str:

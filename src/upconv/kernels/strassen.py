@@ -9,42 +9,14 @@ Source: Strassen, Gaussian Elimination is not Optimal, 1969. docs/strassen.md ha
 
 from __future__ import annotations
 
+from typing import Any
+
 from upconv.codegen.target import Target
 from upconv.kernels import winograd
-from upconv.kernels.winograd import (
-    SLOTS,
-    bind,
-    code_name,
-    code_parameters,
-    describe,
-    emit,
-    macs,
-    packing,
-    tasks,
-    weight_layout,
-)
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
 from upconv.kernels.winograd_tiles import tiling_of
 from upconv.spec import Problem
-
-__all__ = [
-    "EXACT",
-    "NAME",
-    "SLOTS",
-    "bind",
-    "blocking",
-    "code_name",
-    "code_parameters",
-    "cost",
-    "describe",
-    "emit",
-    "macs",
-    "packing",
-    "rejects",
-    "tasks",
-    "weight_layout",
-]
 
 NAME = "strassen"
 WORTH, SPILT = 1.02, 0.025
@@ -81,3 +53,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """As Winograd's, of halves."""
     return blocks(problem, target, threads, 2)
+
+
+def __getattr__(name: str) -> Any:
+    """What this module does not say itself is as Winograd has it."""
+    return getattr(winograd, name)

@@ -48,6 +48,7 @@ from upconv.kernels.winograd_tiles import (
     live,
     phases_of,
     steps,
+    tiling_of,
     ways_of,
     windows,
 )
@@ -67,7 +68,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
     reason = refuses(problem, target)
     if reason:
         return reason
-    if not any(k > s for k, s in zip(problem.spec.kernel_size, problem.spec.stride, strict=True)):
+    if not any(way.transformed for way in tiling_of(problem.spec).ways):
         return "one tap a phase: nothing to save"
     return None
 
@@ -304,7 +305,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     stored = store.cycles(vectors * rows * how.halves**2 * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * rows * how.depth * how.points * PRODUCTS[how.halves] / spec.groups * problem.itemsize
-    share = jobs.share([(count * spec.groups, time) for count, time in how.tasks], threads)
+    share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
     return microkernel.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
 
 

@@ -54,7 +54,7 @@ class Code:
     def reach(self) -> tuple[int, int]:
         """Elements of x that are read for a window in the two inner dimensions: in w as whole pieces hold."""
         h, w = (p * way.window for p, way in zip(self.planes, self.ways[1:], strict=True))
-        return h, w if not self.ways[2].transformed else 8 if w == 6 and self.tile.lanes >= 8 else round_up(w, 4)
+        return h, round_up(w, 4) if self.ways[2].transformed else w
 
     @property
     def points(self) -> list[tuple[int, int]]:

@@ -11,49 +11,16 @@ Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Netw
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from upconv.codegen.target import Target
-from upconv.kernels.winograd import (
-    EXACT,
-    SLOTS,
-    bind,
-    code_name,
-    code_parameters,
-    cost,
-    describe,
-    emit,
-    macs,
-    packing,
-    tasks,
-    weight_layout,
-)
-from upconv.kernels.winograd import rejects as rejects_narrow
+from upconv.kernels import winograd
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
 from upconv.kernels.winograd_tiles import WIDE
 from upconv.spec import Problem
 
-__all__ = [
-    "EXACT",
-    "NAME",
-    "SLOTS",
-    "bind",
-    "blocking",
-    "code_name",
-    "code_parameters",
-    "cost",
-    "describe",
-    "emit",
-    "macs",
-    "packing",
-    "rejects",
-    "tasks",
-    "weight_layout",
-]
-
 NAME = "winograd_wide"
-
-
 FEWEST_TAPS = 2.0
 """Taps a phase, in the mean, of two dimensions: with fewer (kernel 4 at stride 3 has 1.8) the direct sum is so short that wide
 windows err up to 4.3 times as much, and save little."""
@@ -61,7 +28,7 @@ windows err up to 4.3 times as much, and save little."""
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    reason = rejects_narrow(problem, target)
+    reason = winograd.rejects(problem, target)
     if reason:
         return reason
     spec = problem.spec
@@ -74,3 +41,8 @@ def rejects(problem: Problem, target: Target) -> str | None:
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """As Winograd's, the last dimension's windows of six."""
     return blocks(problem, target, threads, last=WIDE)
+
+
+def __getattr__(name: str) -> Any:
+    """What this module does not say itself is as Winograd has it."""
+    return getattr(winograd, name)
