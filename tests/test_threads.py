@@ -300,8 +300,8 @@ print(states)
 
 @LINUX
 @pytest.mark.skipif(threads.available() < 2, reason="one processor")
-def test_a_worker_that_waits_for_the_callers_processor_is_sent_elsewhere() -> None:
-    """Held on one processor, the two cannot run at once, and what the caller does alone is no reason to wait for the other."""
+def test_a_worker_on_the_callers_processor_is_sent_elsewhere() -> None:
+    """Held on one processor, the two cannot run at once: whether the worker waits for its turn or takes turns, a call tells."""
     code = """
 call()
 allowed = sorted(os.sched_getaffinity(0))
@@ -309,13 +309,30 @@ worker = next(t.native_id for t in threading.enumerate() if t.name == "upconv wo
 for thread in (0, worker): os.sched_setaffinity(thread, allowed[:1])
 actual, os.sched_getaffinity = os.sched_getaffinity, lambda _: set(allowed)
 threads.PATIENCE = 0.0
-for _ in range(200):
+for _ in range(3):
     time.sleep(0.001)
     right = np.array_equal(call(), y)
     if actual(worker) == set(allowed[1:]): break
 print(right, actual(worker) == set(allowed[1:]))
 """
     assert said(program(False, code)) == "True True"
+
+
+@pytest.mark.parametrize(("late", "worked_on", "sent"), [(1, 0, True), (0, 3, True), (0, 0, False)])
+def test_whom_a_long_call_sends_elsewhere(monkeypatch: pytest.MonkeyPatch, late: int, worked_on: int, sent: bool) -> None:
+    """Who has not come, and who came to work on the caller's processor; nobody after a short call."""
+    moved: list[tuple[int | None, int]] = []
+    monkeypatch.setattr(threads, "_processor", lambda: 3)
+    monkeypatch.setattr(threads, "_keep_away", lambda thread, processor: moved.append((thread, processor)))
+    memory = (ctypes.c_int64 * 16)()
+    memory[threads._PROCESSOR] = worked_on
+    workers = threads._Workers(memory, ctypes.addressof(memory), lambda *_: late, None, [threading.current_thread()])
+    monkeypatch.setattr(threads, "PATIENCE", 0.0)
+    workers.run(0, 0, 1)
+    assert moved == ([(threading.get_native_id(), 3)] if sent else [])
+    monkeypatch.setattr(threads, "PATIENCE", 1e3)
+    workers.run(0, 0, 1)
+    assert len(moved) == sent
 
 
 @LINUX

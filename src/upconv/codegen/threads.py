@@ -3,7 +3,7 @@
 Where PyTorch has brought an OpenMP runtime into the process, its pool is used: a second pool would fight with its spinning
 threads for the cores. Elsewhere workers of our own wait inside emitted code, spinning for a short while and then sleeping
 in the kernel (futex), so that a call costs about a microsecond when hot. A worker that has not woken by the time the caller
-has drawn the last task is not waited for; if that was long, it is kept from the processor that the caller runs on.
+has drawn the last task is not waited for; if that was long, or if it came to work where the caller runs, it is kept from there.
 
 A forked child never uses the parent's OpenMP pool (libgomp hangs there); it starts workers of its own.
 """
@@ -30,8 +30,8 @@ SPINS = 4000  # about 100-200 microseconds of pauses
 MOST_THREADS = 64
 PATIENCE = 3e-4
 """Seconds after which a worker that was woken up and has not come is taken to be kept from running."""
-_BLOCK = 128  # bytes a worker: state, sleeping, function, padded to two lines
-_STATE, _SLEEPING, _FUNCTION = 0, 1, 2
+_BLOCK = 128  # bytes a worker: state, sleeping, function, processor it last worked on, padded to two lines
+_STATE, _SLEEPING, _FUNCTION, _PROCESSOR = 0, 1, 2, 3
 _STOP = 4
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 
@@ -165,6 +165,9 @@ def _emit_worker(target: Target, futex: int) -> Function:
     f.do(f"br i1 {_exchange(f, state, now, running).text}, label %{run}, label %{wait}")
     f.start(run)
     code, data = f.load("ptr", function), f.emit(f"inttoptr i64 {job.text} to ptr", "ptr")
+    f.declarations["sched_getcpu"] = "declare i32 @sched_getcpu()"
+    here = f.emit("call i32 @sched_getcpu()", "i32")
+    f.store(f.emit(f"sext i32 {here.text} to i64", "i64"), block[_PROCESSOR])
     f.do(f"call void {code.text}(ptr {data.text})")
     _store(f, f.value(0), state)
     f.do(f"br label %{wait}")
@@ -234,29 +237,33 @@ class _Workers:
         """The job on the calling thread and, as far as they come, on `count` workers."""
         start = perf_counter()
         late = self.submit(self.address, count, function, job)
-        if late and perf_counter() - start > PATIENCE:
+        if perf_counter() - start > PATIENCE:
+            here = _processor()
             for i in range(count):
-                if late >> i & 1:
-                    _keep_away(self.threads[i].native_id)
+                if late >> i & 1 or self._word(i, _PROCESSOR).value == here:
+                    _keep_away(self.threads[i].native_id, here)
+
+    def _word(self, worker: int, entry: int) -> ctypes.c_int64:
+        return ctypes.c_int64.from_address(self.address + worker * _BLOCK + 8 * entry)
 
     def stop(self) -> None:
         """Ends idle workers; called at exit, when none is running."""
         for i in range(len(self.threads)):
-            ctypes.c_int64.from_address(self.address + i * _BLOCK).value = _STOP
+            self._word(i, _STATE).value = _STOP
         wake = ctypes.CDLL(None).syscall
         for i, thread in enumerate(self.threads):
             wake(_FUTEX[os.uname().machine], ctypes.c_void_p(self.address + i * _BLOCK), 129, 1, None, None, 0)
             thread.join(timeout=1.0)
 
 
-def _keep_away(thread: int | None) -> None:
-    """Keeps a thread from the processor that this one runs on, where the system has woken it up to wait for its turn.
+def _keep_away(thread: int | None, processor: int) -> None:
+    """Keeps a thread from the caller's processor, where the system has woken it up to wait for its turn, or to take turns.
 
     It would do so again: waking up where the waker runs is what schedulers like best, and they even it out in tens of
     milliseconds, where a call takes one. Should this thread be moved, the next call that waits in vain says so anew.
     """
     with suppress(OSError, AttributeError):  # no such system call, or not allowed: it will be moved some time
-        elsewhere = os.sched_getaffinity(0) - {_processor()}
+        elsewhere = os.sched_getaffinity(0) - {processor}
         if thread and elsewhere:
             os.sched_setaffinity(thread, elsewhere)
 
