@@ -195,9 +195,11 @@ class Function:
         """A constant integer in every lane."""
         return Value(self, f"splat ({element_of(type_)} {x})" if lanes_of(type_) > 1 else str(x), type_)
 
-    def iota(self, lanes: int) -> Value:
-        """The i64 vector 0, 1, 2, ..."""
-        return Value(self, "<" + ", ".join(f"i64 {i}" for i in range(lanes)) + ">", vector("i64", lanes))
+    def iota(self, lanes: int, step: int = 1, type_: str = "i64") -> Value:
+        """The integer vector 0, step, 2 * step, ..."""
+        if lanes == 1:
+            return Value(self, "0", type_)
+        return Value(self, "<" + ", ".join(f"{type_} {i * step}" for i in range(lanes)) + ">", vector(type_, lanes))
 
     def load(self, type_: str, address: Value, align: int | None = None) -> Value:
         return self.emit(f"load {type_}, ptr {address.text}, align {align or SIZES[element_of(type_)]}", type_)

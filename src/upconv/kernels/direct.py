@@ -145,7 +145,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     plane_pitch = round_up(block + left + right + tile.lanes, 16)
     if way.panels:
         right_pitch, found = tile.width, len(reads) * room // tile.lanes * (16 + 4 * tile.lanes)
-        right_size = ceil(block / tile.width) * len(reads) * channels_a_pack * tile.width
+        right_size = ceil(block / tile.width) * (len(reads) * channels_a_pack + 1) * tile.width
     else:
         right_pitch, found = plane_pitch * shape.planes, pack.table_bytes(block + left + right + tile.lanes, shape)
         while right_pitch * item % 1024 == 0 or right_pitch * item % 4096 < 64:
@@ -243,7 +243,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         **columns.slots(lines(shape), spec.in_channels, spec.out_channels),
         **({} if how.panels else numbers_of_pack),
         **how.cut.slots(), "x_channel": image_in, "read_count": len(reads),
-        "panel_size": len(reads) * how.channels_a_pack * how.tile.width,
+        "panel_size": (len(reads) * how.channels_a_pack + 1) * how.tile.width,
         "panel_channels": how.channels_a_pack, "channels": c, "channels_a_pack": how.channels_a_pack, "y_channel": image_out,
         "channels_filled": parts * how.channels_a_pack,
         "group_count": len(groups), "room": how.room,

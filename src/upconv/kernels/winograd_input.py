@@ -42,7 +42,7 @@ def emit_windows(code: Code) -> Function:
         interior = f.select(columns.full(f, f._op("and", low, high), lanes), 1, 0)
         f.store(interior, p.vectors[v * columns.VECTOR + columns.READER])
     type_, i32 = vector("i32", reach_w), "i32"
-    along = Value(f, "<" + ", ".join(f"i32 {i}" for i in range(reach_w)) + ">", type_)
+    along = f.iota(reach_w, 1, i32)
     size_w = f.splat(f.truncated(s["size_w"]), type_)
     with f.loop(0, s["outer_count"], name="outer") as o, f.loop(0, reach_h, name="row") as e:
         ed, eh, ew = (f.load("i64", outer[o * panel.READ + i]) for i in range(3))
