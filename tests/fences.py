@@ -130,6 +130,13 @@ def layers() -> list[dict[str, Any]]:
         add((size, size), 9, 12, 4, 2, padding=1, batch=19)
         add((size, size), 8, 9, 3, 1, padding=1, batch=9, transposed=False)
         add((size,), 8, 9, 3, 2, batch=7)
+    for length in (97, 200, 401, 1000):  # few rows: blocks inside an image are read where they stand, those at its ends packed
+        add((length,), 9, 1, 16, 8, padding=4, batch=2)
+        add((length,), 7, 1, 3, 1, padding=1, transposed=False, batch=2)
+        add((length,), 5, 2, 2, 2, batch=3)
+        add((length,), 1, 2, 5, 2)
+        add((2, length), 6, 1, 2, 2, batch=2)
+        add((2, 3, length), 4, 2, 1, 1, groups=2, transposed=False)
     add((3, 4, 5), 16, 20, 2, 2, batch=2, groups=2)
     add((5, 6, 7), 4, 3, (1, 3, 2), (1, 2, 3), transposed=False, padding=(0, 1, 1))
     add((4, 1, 9), 6, 4, (2, 1, 20), (1, 1, 18), groups=2)

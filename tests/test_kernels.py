@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import kernel_runs as runs
 import upconv
@@ -228,6 +229,10 @@ def test_blocks_in_the_middle_of_rows_and_images(module: Any) -> None:
         dict(size=(50, 50), in_channels=12, out_channels=12, kernel_size=3, padding=1, groups=4, dilation=2),
         dict(size=(40, 137), in_channels=24, out_channels=1, kernel_size=9, stride=2, padding=4, output_padding=1),
         dict(size=(30, 150), in_channels=24, out_channels=3, kernel_size=9, padding=4, transposed=False),
+        dict(size=(1501,), in_channels=12, out_channels=1, kernel_size=16, stride=8, padding=4, batch=3),
+        dict(size=(40, 41), in_channels=9, out_channels=2, kernel_size=2, stride=2, batch=3),
+        dict(size=(9, 11, 13), in_channels=6, out_channels=1, kernel_size=2, stride=2, batch=2),
+        dict(size=(37, 50), in_channels=14, out_channels=4, kernel_size=1, groups=2, transposed=False),
     ):
         problem = runs.make(**layer)
         if module.rejects(problem, target) is None:
@@ -238,6 +243,38 @@ def test_blocks_in_the_middle_of_rows_and_images(module: Any) -> None:
                     np.testing.assert_array_equal(got, given.expected)
                 else:
                     np.testing.assert_allclose(got, given.expected, rtol=1e-4, atol=1e-4 * np.abs(given.expected).max())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("layer", "packed"),
+    [
+        (dict(size=(40, 40), kernel_size=2, stride=2), False),  # an image's columns are whole vectors: none ends outside
+        (dict(size=(8, 20, 20), kernel_size=2, stride=2), False),
+        (dict(size=(1600,), kernel_size=1, transposed=False), False),
+        (dict(size=(1600,), kernel_size=16, stride=8), True),  # but where a sum reaches over an end
+        (dict(size=(39, 41), kernel_size=2, stride=2), True),
+    ],
+    ids=["rows", "planes", "ordinary", "halo", "part of a vector"],
+)
+def test_blocks_that_are_pieces_of_x_are_read_where_they_stand(layer: dict[str, Any], packed: bool, batch: int, level: str) -> None:
+    """What the workspace holds tells: the band's part of it is as it was wherever no block had to be packed."""
+
+    class Kept(runs.Plain):
+        def workspace(self, size: int) -> NDArray[Any]:
+            self.last = [super().workspace(size), *getattr(self, "last", [])]
+            return self.last[0]
+
+    direct, target = runs.KERNELS[0], runs.target_of(level)
+    problem, memory = runs.make(batch=batch, in_channels=24, out_channels=1, **layer), Kept()
+    given = runs.operands(problem)
+    np.testing.assert_array_equal(runs.run_kernel(direct, problem, given, target, 1, memory), given.expected)
+    how = direct.blocking(problem, target, 1)
+    assert not how.panels
+    assert how.cut.count > batch
+    begin = how.table_bytes + how.found_bytes + how.scratch_bytes + how.line_bytes
+    assert (memory.last[1][begin : begin + how.right_bytes] != 255).any() == packed
 
 
 # -- numbers that are not finite -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
 
@@ -22,6 +22,7 @@ from upconv.codegen.target import Target
 from upconv.kernels import columns, direct_code, microkernel, pack, store, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.direct_way import (
+    COPIED,
     STORED_TILES,
     TILE,
     PhaseGroup,
@@ -31,12 +32,14 @@ from upconv.kernels.direct_way import (
     choose_way,
     distinct_reads,
     fuses,
+    is_linear,
     is_whole,
     lines,
     most_sums,
     pack_channels,
     phase_groups,
     shape_groups,
+    typical,
     typical_sums,
 )
 from upconv.kernels.geometry import Read, band, folded, round_up
@@ -123,7 +126,11 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right_row = channels_a_pack * shape.planes * item
     repeats = channels_a_pack < channels_in
     rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
-    cut = choose_cut(length, tile, target, threads, spec.groups, right_row, rows * item if repeats else 0, halo)
+    images = 1
+    if not way.panels and is_linear(shape) and shape.volume >= 4 * tile.width:  # in one image, blocks are read where they stand
+        length, images = shape.volume, problem.batch
+    cut = choose_cut(length, tile, target, threads, images * spec.groups, right_row, rows * item if repeats else 0, halo)
+    cut = replace(cut, parts=images)
     block = cut.block
     group_parts = min(spec.groups, max(1, ceil(4 * threads / cut.count)))
     groups_a_task = ceil(spec.groups / group_parts)
@@ -255,7 +262,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "left": how.left, "right": how.right, "right_pitch": 1 if c == 1 else how.right_pitch, "weight_group": weight_at,
         "x_group": c * image_in, "scratch_pitch": how.scratch_pitch, "table_bytes": how.table_bytes,
         "found_bytes": how.found_bytes, "scratch_bytes": how.scratch_bytes, "line_bytes": how.line_bytes,
-        "workspace_bytes": how.workspace_bytes,
+        "workspace_bytes": how.workspace_bytes, **_in_place(problem, how),
     }  # fmt: skip
     where = [(*r.at, (r.at[0] * h.size + r.at[1]) * w.size + r.at[2]) for r in reads]
     tables = {
@@ -266,6 +273,16 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "phase_rows": phase_rows,
     }
     return jobs.Bound(slots, tables, tasks(problem, how))
+
+
+def _in_place(problem: Problem, how: Blocking) -> dict[str, int]:
+    """The job's numbers for blocks that tiles read in x."""
+    shape, spec = band(problem, how.cropped), problem.spec
+    image, outer = prod(problem.input_size), next((axis for axis in shape.axes if axis.size > 1), shape.axes[2])
+    return {
+        "linear": int(is_linear(shape)), "x_shift": outer.base * (image // outer.size), "volume": shape.volume, "image_in": image,
+        "x_pitch": 1 if spec.in_channels == spec.groups else image,
+    }  # fmt: skip
 
 
 def _fused(problem: Problem, how: Blocking) -> bool:
@@ -317,7 +334,8 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 def _code(problem: Problem, how: Blocking) -> direct_code.Code:
     inner = band(problem, how.cropped).axes[2]
     finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation)
-    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fuses(problem, how.tile))
+    scattered = not how.panels and is_linear(band(typical(problem)))
+    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fuses(problem, how.tile), scattered)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
@@ -358,22 +376,29 @@ def _more(tile: Tile) -> float:
     return TILE * microkernel.step_cycles(tile) + 2.0 * tile.rows * tile.vectors
 
 
+def _share_in_place(problem: Problem, how: Blocking) -> float:
+    """The share of the blocks that tiles read in x: those that do not go on in another image, or end outside."""
+    if how.panels or not is_linear(band(problem, how.cropped)):
+        return 0.0
+    return max(0.0, 1 - (1 + (how.left + how.right > 0)) * problem.batch / how.cut.count)
+
+
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the copy and the tiles, the rows stored, the bytes moved, the weights read once a block."""
     spec, tile, shape = problem.spec, how.tile, band(problem, how.cropped)
     repeats = how.chunks if how.channels_a_pack < spec.in_channels // spec.groups else how.splits
-    tiles = choose_way(problem, target).cycles * spec.groups
+    tiles, packed = choose_way(problem, target).cycles * spec.groups, 1.0 - _share_in_place(problem, how)
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
         fetches = len(distinct_reads(_groups(problem, how))) * spec.in_channels * vectors
         crossing = min(1.0, (tile.lanes - 1) / shape.axes[2].positions)
         images = min(tile.lanes, problem.batch * tile.lanes / _length(problem, how))  # that a vector's columns come from
         aliased = prod(problem.input_shape[1:]) * problem.itemsize % 4096 == 0 and max(0.0, images - 1) / (tile.lanes - 1)
-        tiles += fetches * ((repeats - 1) * 2.5 + repeats * (crossing * CROSSING + aliased * ALIASED))
+        tiles += fetches * ((repeats - 1) * COPIED + repeats * (crossing * CROSSING + aliased * ALIASED))
         again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
         tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * _more(tile)
     else:
-        packs = spec.groups * how.cut.count * ceil(spec.in_channels // spec.groups / how.channels_a_pack)
+        packs = spec.groups * how.cut.count * ceil(spec.in_channels // spec.groups / how.channels_a_pack) * packed
         rows = ((how.block + how.left + how.right) / shape.axes[2].pitch + 1) * shape.planes
         tiles += packs * (PACK + LISTED * rows)
     d, h, w = shape.axes
@@ -381,8 +406,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
     if _fused(problem, how):
         stored /= 3  # the sums are still in registers, and the lines that they go to have been asked for
-    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
+    moved = (prod(problem.input_shape) * how.splits * packed + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
+    streamed += prod(problem.input_shape) * (1 - packed) * problem.itemsize
     return microkernel.seconds(target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
 
 

@@ -20,7 +20,8 @@ SLOTS = jobs.Slots(
                 "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "room",
                 "groups", "groups_a_task", "splits", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
                 "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
-                "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows", "y_rows_a_chunk",
+                "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows", "y_rows_a_chunk", "x_pitch", "x_shift", "linear",
+                "volume", "image_in",
             )
         )
     )
@@ -44,6 +45,8 @@ class Code:
     """Rows of sums that are added up as they are stored."""
     fuses: bool
     """Whether a tile's rows are whole rows of y, all phases of each, so that it can store them itself."""
+    scattered: bool
+    """Whether most blocks are read where they stand in x, each channel in pages of its own."""
 
     @property
     def panel(self) -> panel.Panel:
@@ -56,9 +59,9 @@ def emit(code: Code) -> str:
     do_place = columns.emit_place(tile.lanes, SLOTS, reads=code.panels)
     writer = store.writer(code.store, SLOTS)
     do_store = store.emit_rows(writer, SLOTS, code.sums)
-    do_tiles = [microkernel.emit_both(tile)]
+    do_tiles = [microkernel.emit_both(tile, scattered=code.scattered)]
     if code.fuses:
-        do_tiles.append(microkernel.emit_both(tile, _finish(writer)))
+        do_tiles.append(microkernel.emit_both(tile, _finish(writer), scattered=code.scattered))
     if code.panels:
         readers = [panel.emit_masks(code.panel, SLOTS), panel.emit_panels(code.panel, SLOTS)]
     else:
@@ -86,6 +89,10 @@ def emit(code: Code) -> str:
             y = SLOTS.pointer(f, job, "y", tile.element)
             weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
             columns_ = right if code.panels else right[s["left"]]
+            pitch: Int = tile.width if code.panels else s["right_pitch"]
+            if not code.panels:
+                there, at = _emit_in_place(f, s, low, vectors * tile.lanes)
+                pitch = f.select(there, s["x_pitch"], pitch)
             first = split * s["chunks_a_split"]
             last = f.minimum(first + s["chunks_a_split"], s["chunks"])
             with (
@@ -96,15 +103,17 @@ def emit(code: Code) -> str:
                 here = f.minimum(vectors * tile.lanes - jb, s["columns_a_store"])
                 with f.loop(0, s["channels"], s["channels_a_pack"], name="pc") as pc:
                     several = f.minimum(s["channels"] - pc, s["channels_a_pack"])
-                    fresh = ic.equals(first) & jb.equals(0)
-                    with f.when(fresh | (s["channels_a_pack"] < s["channels"]), name="copy"):
-                        source = x[pc * s["x_channel"]]
+                    fresh = ic.equals(first) & jb.equals(0) | (s["channels_a_pack"] < s["channels"])
+                    source, from_ = x[pc * s["x_channel"]], columns_
+                    if not code.panels:
+                        fresh, from_ = fresh & there.equals(0), f.select(there, source[at + s["left"]], columns_)
+                    with f.when(fresh, name="copy"):
                         if code.panels:
                             f.call(readers[1], [job, table, s["room"], found, vectors, source, right, several])
                         else:
                             ends = (low - s["left"], low + vectors * tile.lanes + s["right"])
                             f.call(readers[0], [job, found, source, right, *ends, several])
-                    chunk = (ic, pc, several, columns_, jb, weight, scratch, here)
+                    chunk = (ic, pc, several, from_, pitch, jb, weight, scratch, here)
                     last_part = (pc + s["channels_a_pack"] >= s["channels"]) & s["fused"].equals(1)
                     if code.fuses:
                         rows = SLOTS.pointer(f, job, "y_rows", "i64")[ic * s["y_rows_a_chunk"] * Y_ROW]
@@ -191,13 +200,23 @@ _TASK_SLOTS = (
     "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch", "y_channel",
     "group_count", *columns.CUT, "room", "groups", "groups_a_task", "splits",
     "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group",
-    "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk",
+    "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk", "x_pitch",
+    "x_shift", "x_image", "linear", "volume", "image_in",
 )  # fmt: skip
+
+
+def _emit_in_place(f: Function, s: dict[str, Value], low: Value, size: Value) -> tuple[Value, Value]:
+    """Whether a block's part of the band, `size` columns and what taps reach beyond, is a piece of x; and where it begins there."""
+    first = low - s["left"]
+    image = f.maximum(first, 0) // s["volume"]
+    at = first - image * s["volume"] + s["x_shift"]
+    inside = (first >= 0) & (at >= 0) & (at + s["left"] + size + s["right"] <= s["image_in"])
+    return inside & s["linear"].equals(1), image * s["x_image"] + at
 
 
 def _emit_chunk(
     f: Function, job: Value, s: dict[str, Value], code: Code, ic: Value, pc: Value, channels: Value, right: Value,
-    jb: Value, weight: Value, scratch: Value, width: Value, do_tiles: tuple[Function, Function],
+    pitch: Int, jb: Value, weight: Value, scratch: Value, width: Value, do_tiles: tuple[Function, Function],
     finishing: Callable[[Value], list[Int]] | None = None,
 ) -> None:  # fmt: skip
     """Every phase group of one chunk of output channels, for some input channels, into (or onto) the scratch block."""
@@ -205,7 +224,6 @@ def _emit_chunk(
     taps, table = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "phase_groups", "i64")
     column = s["panel_size"] // tile.width if code.panels else f.value(1)
     right = right[jb * column]
-    pitch: Int = tile.width if code.panels else s["right_pitch"]
     with f.loop(0, s["group_count"], name="pg") as pg:
         runs, first_run, blocks, weight_at, first_row, all_taps = (f.load("i64", table[pg * GROUP + i]) for i in range(GROUP))
         before = ic * s["channels_filled"] + pc  # channels of this group's chunks and parts that lie in front

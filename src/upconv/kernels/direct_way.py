@@ -123,7 +123,7 @@ def shape_groups(shape: Band, shared: bool = False) -> tuple[tuple[int, int], ..
     return tuple((len(g.phases), len(g.reads)) for g in phase_groups(shape, shared))
 
 
-def _typical(problem: Problem) -> Problem:
+def typical(problem: Problem) -> Problem:
     """The layer on a size that stands for all: what changes the code is chosen for it, so that every length runs the same."""
     spec = problem.spec
     size = tuple(8 * (k * d + s) for k, s, d in zip(spec.kernel_size, spec.stride, spec.dilation, strict=True))
@@ -133,14 +133,14 @@ def _typical(problem: Problem) -> Problem:
 @lru_cache(maxsize=1024)
 def choose_tile(problem: Problem, target: Target) -> Tile:
     """The tile of a layer; a turned one where the whole batch has fewer columns than a vector has lanes."""
-    spec, typical = problem.spec, _typical(problem)
+    spec, usual = problem.spec, typical(problem)
     element = microkernel.ELEMENTS[problem.dtype]
     count = columns.count(problem.batch, lines(band(problem, cropped=True)))
     for turned in (microkernel.turned_tile(element, target, n) for n in (count, inf)):
         fitting = count <= turned.turned and spec.out_channels // spec.groups >= turned.rows
         if fitting and not columns.too_far(problem, turned.lanes):
             return turned
-    shape, channels_in = band(typical), spec.in_channels // spec.groups
+    shape, channels_in = band(usual), spec.in_channels // spec.groups
     offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
     best = (inf, 0)
     for i, tile in enumerate(offered):
@@ -159,6 +159,8 @@ def _columns(length: int, tile: Tile) -> float:
     return whole + ceil(rest / tile.lanes) * min(1.0, microkernel.step_cycles(narrow) / microkernel.step_cycles(tile))
 
 
+COPIED = 3.0
+"""Cycles of copying a vector into a panel; twice as many where steps lie between its elements."""
 UNALIGNED = 1.2
 """What a tile's step costs more where it reads the band: vectors across cache lines, rows in many pages. Measured."""
 
@@ -186,7 +188,7 @@ def _ways(problem: Problem, target: Target, tile: Tile) -> list[Way]:
         chunk = _choose_chunk(tile, target, spec, groups, repeats)
         step = _steps(tile, spec, chunk, groups) * microkernel.step_cycles(tile)
         dense = columns.count(problem.batch, lines(shape))
-        vector = 2.5 if shape.axes[2].in_step == 1 else 6.0
+        vector = COPIED if shape.axes[2].in_step == 1 else 2 * COPIED
         copied = len(distinct_reads(phase_groups(shape, shared))) * channels_in * ceil(dense / tile.lanes) * vector
         found.append(Way(step * _columns(dense, tile) + copied, True, cropped, shared, chunk))
         found.append(Way(step * UNALIGNED * _columns(shape.length, tile), False, cropped, shared, chunk))
@@ -200,14 +202,14 @@ def choose_way(problem: Problem, target: Target) -> Way:
     if tile.turned:
         whole = [way for way in _ways(problem, target, tile) if way.panels and not way.shared]
         return min(whole, key=lambda way: (not way.cropped, way.cycles))
-    typical = min(_ways(_typical(problem), target, tile), key=lambda way: way.cycles)  # of equals the one that does not share
-    kind = (typical.panels and not columns.too_far(problem, tile.lanes), typical.shared)
+    usual = min(_ways(typical(problem), target, tile), key=lambda way: way.cycles)  # of equals the one that does not share
+    kind = (usual.panels and not columns.too_far(problem, tile.lanes), usual.shared)
     return min((way for way in _ways(problem, target, tile) if (way.panels, way.shared) == kind), key=lambda way: way.cycles)
 
 
 def typical_sums(problem: Problem, shared: bool) -> int:
     """How many sums the store adds up, for every size of the layer."""
-    return most_sums(phase_groups(band(_typical(problem)), True)) if shared else 1
+    return most_sums(phase_groups(band(typical(problem)), True)) if shared else 1
 
 
 def fuses(problem: Problem, tile: Tile) -> bool:
@@ -216,13 +218,19 @@ def fuses(problem: Problem, tile: Tile) -> bool:
     That is settled by the layer: sizes that are numbered cropped, whose phases read apart, run the same code without it.
     """
     inner = band(problem).axes[2].out_step
-    return not tile.turned and inner <= tile.lanes and tile.rows % inner == 0 and is_whole(band(_typical(problem)))
+    return not tile.turned and inner <= tile.lanes and tile.rows % inner == 0 and is_whole(band(typical(problem)))
 
 
 def is_whole(shape: Band, shared: bool = False) -> bool:
     """Whether one group holds every phase, in order."""
     groups = phase_groups(shape, shared)
     return len(groups) == 1 and groups[0].phases == tuple(range(prod(axis.out_step for axis in shape.axes)))
+
+
+def is_linear(shape: Band) -> bool:
+    """Whether an image's band is a piece of x, or x a piece of it: only the outermost dimension may have a halo."""
+    inner = shape.axes[next((i for i, axis in enumerate(shape.axes) if axis.size > 1), 2) + 1 :]
+    return all(axis.in_step == 1 for axis in shape.axes) and all(axis.pitch == axis.size and axis.base == 0 for axis in inner)
 
 
 def band_channels(channels: int, halo_bytes: int, target: Target) -> int:

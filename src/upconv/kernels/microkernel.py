@@ -126,10 +126,10 @@ class Finish:
     emit: Callable[[Function, Tile, Value, list[Value], list[Value]], None]
 
 
-def emit_both(tile: Tile, finish: Finish | None = None, parts: bool = False) -> tuple[Function, Function]:
+def emit_both(tile: Tile, finish: Finish | None = None, parts: bool = False, scattered: bool = False) -> tuple[Function, Function]:
     """The tile, and the narrow one of a single vector that finishes its rows (which a turned tile itself is)."""
-    name = "" if finish is None else f"_{finish.name}"
-    return emit(tile, f"tile{name}", finish, parts), emit(replace(tile, vectors=1), f"narrow{name}", finish, parts)
+    name, narrow = "" if finish is None else f"_{finish.name}", replace(tile, vectors=1)
+    return emit(tile, f"tile{name}", finish, parts, scattered), emit(narrow, f"narrow{name}", finish, parts)
 
 
 def emit_block(
@@ -167,7 +167,7 @@ AHEAD = 4096
 to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so; elsewhere it costs them 1 % at most."""
 
 
-def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bool = False) -> Function:
+def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bool = False, scattered: bool = False) -> Function:
     """`tile(left, blocks, depth, right, taps, tap_count, channels, pitch, out, out_pitch, more, tiles, step)`: out (+)= sums.
 
     `tiles` tiles of columns stand `step` elements apart in the right operand and side by side in `out`. For each, `blocks`
@@ -176,7 +176,8 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bo
     packed `rows` per channel, the right operand's next channel is `pitch` elements on. `out` gets `rows` rows a strip,
     `out_pitch` elements apart; where `more` is not 0, they are added to what it holds. With a `finish`, what `out` holds is
     added to the sums, which go where it says. With `parts` there is one tap, and `tap_count` is how many channels are added up
-    at a time: the parts' sums are added up in `out`, which stays in the first-level cache.
+    at a time: the parts' sums are added up in `out`, which stays in the first-level cache. Where the right operand's rows are
+    `scattered` in memory, what the next tile reads of them is asked for.
     """
     pointers = ("left", "right", "taps", "out")
     names = (
@@ -199,7 +200,7 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bo
                 sums = _sums(f, tile, a[at * tile.rows], b[at * pitch], taps, f.value(1), some, pitch)
                 _leave(f, tile, (more + at).equals(0), sums, _places(tile, out, out_pitch, jr, ir))
         else:
-            sums = _sums(f, tile, a, b, taps, tap_count, channels, pitch)
+            sums = _sums(f, tile, a, b, taps, tap_count, channels, pitch, scattered)
             places, fresh = _places(tile, out, out_pitch, jr, ir), more.equals(0)
             if finish is None:
                 _leave(f, tile, fresh, sums, places)
@@ -215,7 +216,15 @@ def _places(tile: Tile, out: Value, pitch: Value, jr: Value, ir: Value) -> list[
 
 
 def _sums(
-    f: Function, tile: Tile, left: Value, right: Value, taps: Value, tap_count: Value, channels: Value, pitch: Value
+    f: Function,
+    tile: Tile,
+    left: Value,
+    right: Value,
+    taps: Value,
+    tap_count: Value,
+    channels: Value,
+    pitch: Value,
+    scattered: bool = False,
 ) -> list[Value]:
     """The sums of a tile over all taps and channels, row by row."""
     zero = Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type)
@@ -232,6 +241,8 @@ def _sums(
                 if step == UNROLLED:
                     _ask_ahead(f, tile, a)
                 for _ in range(step):
+                    if scattered:
+                        _ask_beside(f, tile, b)
                     sums, a, b = _step(f, tile, sums, a, b), a[tile.rows], b[pitch]
                 steps.next = [*sums, a, b]
             steps = Carry(steps.results)
@@ -262,6 +273,12 @@ def _ask_ahead(f: Function, tile: Tile, left: Value) -> None:
     item = SIZES[tile.element]
     for line in range(ceil(tile.rows * UNROLLED * item / LINE)):
         f.prefetch(left[(AHEAD + line * LINE) // item])
+
+
+def _ask_beside(f: Function, tile: Tile, right: Value) -> None:
+    """Asks for what the next tile's columns will be."""
+    for at in range(0, tile.width, LINE // SIZES[tile.element]):
+        f.prefetch(right[tile.width + at])
 
 
 def unrolled(f: Function, count: Value) -> tuple[tuple[Value, Value, int, str], ...]:

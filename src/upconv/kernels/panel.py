@@ -103,8 +103,8 @@ def emit_panels(panel: Panel, slots: Slots) -> Function:
             straight = f.load("i64", entry[8]).equals(_STRAIGHT)
             with f.when(straight, name="straight"):
                 place = source[f.load("i64", entry)]
-                for i in range(panel.vectors):
-                    f.store(pack.load(f, how, place[i * panel.step * lanes], None), target[i * lanes])
+                for at in range(0, width, lanes):
+                    f.store(pack.load(f, how, place[at * panel.step], None), target[at])
             with (
                 f.otherwise(straight, name="apart"),
                 f.loop(0, f.minimum(vectors - v, panel.vectors), name="v") as i,
