@@ -32,12 +32,13 @@ from upconv.kernels.direct_way import (
     choose_way,
     distinct_reads,
     fuses,
-    is_linear,
     is_whole,
     lines,
+    more_cycles,
     most_sums,
     pack_channels,
     phase_groups,
+    reads_x,
     shape_groups,
     typical,
     typical_sums,
@@ -49,7 +50,7 @@ from upconv.spec import Problem
 NAME = "direct"
 EXACT = True
 SLOTS = direct_code.SLOTS
-PACK, LISTED, CROSSING, ALIASED = 600.0, 50.0, 10.0, 70.0
+PACK, LISTED, CROSSING, ALIASED = 600.0, 50.0, 4.0, 70.0
 """Cycles to begin packing a block of the band, and to list one of its rows; what a vector of a panel costs more where its columns
 go on in another row, and where each is another image's, whole pages apart and so in the same sets of the caches. Measured."""
 
@@ -127,7 +128,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     repeats = channels_a_pack < channels_in
     rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
     images = 1
-    if not way.panels and is_linear(shape) and shape.volume >= 4 * tile.width:  # in one image, blocks are read where they stand
+    if not way.panels and reads_x(problem, tile, way.cropped) and shape.volume >= 4 * tile.width:  # blocks of one image each
         length, images = shape.volume, problem.batch
     cut = choose_cut(length, tile, target, threads, images * spec.groups, right_row, rows * item if repeats else 0, halo)
     cut = replace(cut, parts=images)
@@ -280,7 +281,7 @@ def _in_place(problem: Problem, how: Blocking) -> dict[str, int]:
     shape, spec = band(problem, how.cropped), problem.spec
     image, outer = prod(problem.input_size), next((axis for axis in shape.axes if axis.size > 1), shape.axes[2])
     return {
-        "linear": int(is_linear(shape)), "x_shift": outer.base * (image // outer.size), "volume": shape.volume, "image_in": image,
+        "linear": int(reads_x(problem, how.tile, how.cropped)), "x_shift": outer.base * (image // outer.size), "volume": shape.volume, "image_in": image,
         "x_pitch": 1 if spec.in_channels == spec.groups else image,
     }  # fmt: skip
 
@@ -334,7 +335,7 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 def _code(problem: Problem, how: Blocking) -> direct_code.Code:
     inner = band(problem, how.cropped).axes[2]
     finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation)
-    scattered = not how.panels and is_linear(band(typical(problem)))
+    scattered = not how.panels and reads_x(typical(problem), how.tile)
     return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fuses(problem, how.tile), scattered)
 
 
@@ -371,14 +372,9 @@ def macs(problem: Problem, how: Blocking) -> int:
     return depth * how.chunks * round_up(_length(problem, how), how.tile.lanes) * spec.in_channels
 
 
-def _more(tile: Tile) -> float:
-    """Cycles of a tile that go on where another left off: to begin and end, to read the sums and add to them."""
-    return TILE * microkernel.step_cycles(tile) + 2.0 * tile.rows * tile.vectors
-
-
 def _share_in_place(problem: Problem, how: Blocking) -> float:
     """The share of the blocks that tiles read in x: those that do not go on in another image, or end outside."""
-    if how.panels or not is_linear(band(problem, how.cropped)):
+    if how.panels or not reads_x(problem, how.tile, how.cropped):
         return 0.0
     return max(0.0, 1 - (1 + (how.left + how.right > 0)) * problem.batch / how.cut.count)
 
@@ -396,7 +392,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         aliased = prod(problem.input_shape[1:]) * problem.itemsize % 4096 == 0 and max(0.0, images - 1) / (tile.lanes - 1)
         tiles += fetches * ((repeats - 1) * COPIED + repeats * (crossing * CROSSING + aliased * ALIASED))
         again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
-        tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * _more(tile)
+        tiles += again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors) * more_cycles(tile)
     else:
         packs = spec.groups * how.cut.count * ceil(spec.in_channels // spec.groups / how.channels_a_pack) * packed
         rows = ((how.block + how.left + how.right) / shape.axes[2].pitch + 1) * shape.planes
