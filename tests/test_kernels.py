@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import kernel_runs as runs
 import upconv
-from upconv.kernels import direct_way, microkernel, reference
+from upconv.kernels import direct_blocks, direct_way, microkernel, reference
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -178,7 +178,8 @@ def test_phases_share_what_they_read(kernel: Any, stride: Any, dtype: str, level
         tile = direct_way.choose_tile(problem, target)
         return next(way for way in direct_way._ways(problem, target, tile) if way.shared and way.panels == (problem.batch == 2))
 
-    monkeypatch.setattr(direct, "choose_way", sharing)
+    for module in (direct, direct_blocks):
+        monkeypatch.setattr(module, "choose_way", sharing)
     direct.blocking.cache_clear()
     for size, channels, groups, batch in product((2, 3, 11), (1, 3), (1, 2), (1, 2)):
         layer: dict[str, Any] = dict(in_channels=6, out_channels=channels * groups, kernel_size=kernel, stride=stride, padding=1)

@@ -3,32 +3,27 @@
 For a block of columns (`columns`: output positions by phase), every phase is a small GEMM: its rows are (output channel,
 phase) pairs that read the same inputs, its depth is taps x input channels, its columns are positions. What the tiles read
 of x is copied into panels first (`panel`); where a layer has few output channels a group, so that the copy would cost as
-much as the sums, they read the band instead (`geometry`). Loops, outermost first: jc (blocks of columns, one a task), ic
-(chunks of output channels), pc (chunks of input channels), groups of phases, jr (tile columns), ir (tile rows).
+much as the sums, they read the band instead (`geometry`), or x itself where a block of the band is a piece of it. Loops,
+outermost first: jc (blocks of columns, one a task), ic (chunks of output channels), pc (chunks of input channels), groups of
+phases, jr (tile columns), ir (tile rows).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.target import Target
-from upconv.kernels import columns, direct_code, microkernel, pack, store, weights
+from upconv.kernels import columns, direct_code, microkernel, store, weights
 from upconv.kernels import job as jobs
+from upconv.kernels.direct_blocks import Blocking, groups_of
+from upconv.kernels.direct_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.direct_way import (
     COPIED,
-    STORED_TILES,
-    TILE,
-    PhaseGroup,
-    band_channels,
-    choose_cut,
-    choose_tile,
     choose_way,
     distinct_reads,
     fuses,
@@ -36,15 +31,11 @@ from upconv.kernels.direct_way import (
     lines,
     more_cycles,
     most_sums,
-    pack_channels,
-    phase_groups,
     reads_x,
-    shape_groups,
     typical,
     typical_sums,
 )
 from upconv.kernels.geometry import Read, band, folded, round_up
-from upconv.kernels.microkernel import Tile
 from upconv.spec import Problem
 
 NAME = "direct"
@@ -55,135 +46,9 @@ PACK, LISTED, CROSSING, ALIASED = 600.0, 50.0, 4.0, 70.0
 go on in another row, and where each is another image's, whole pages apart and so in the same sets of the caches. Measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Blocking:
-    """Sizes of the loops; the same for every group of channels."""
-
-    tile: Tile
-    panels: bool
-    cropped: bool
-    shared: bool
-    chunk: int
-    chunks: int
-    tile_blocks: tuple[int, ...]
-    cut: columns.Cut
-    groups_a_task: int
-    splits: int
-    chunks_a_round: int
-    columns_a_store: int
-    channels_a_pack: int
-    scratch_pitch: int
-    right_pitch: int
-    plane_pitch: int
-    left: int
-    right: int
-    table_bytes: int
-    found_bytes: int
-    scratch_bytes: int
-    line_bytes: int
-    right_bytes: int
-
-    @property
-    def workspace_bytes(self) -> int:
-        return self.table_bytes + self.found_bytes + self.scratch_bytes + self.line_bytes + self.right_bytes + 256
-
-    @property
-    def block(self) -> int:
-        return self.cut.block
-
-    @property
-    def room(self) -> int:
-        """Columns that a task's table has room for."""
-        return round_up(self.block, self.tile.lanes)
-
-
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
     return folded(problem.spec)
-
-
-# -- the choice ------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=512)
-def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
-    """Blocks whose panels and scratch the second-level cache holds, and tasks that keep every thread busy."""
-    spec, tile, way = problem.spec, choose_tile(problem, target), choose_way(problem, target)
-    channels_in, channels_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    shape, item = band(problem, way.cropped), problem.itemsize
-    groups_ = phase_groups(shape, way.shared)
-    reads = distinct_reads(groups_)
-    flats = [r.flat for r in reads] or [0]
-    left, right = max(0, -min(flats)), max(0, max(flats))
-    if way.panels:
-        length, halo = columns.count(problem.batch, lines(shape)), 0
-        channels_a_pack = pack_channels(tile, target, channels_in, shape_groups(shape, way.shared))
-        right_row = len(reads) * channels_a_pack * item
-    else:
-        length, halo = shape.length, left + right
-        channels_a_pack = (
-            band_channels(channels_in, halo * shape.planes * item, target) if way.chunk >= channels_out else channels_in
-        )
-        right_row = channels_a_pack * shape.planes * item
-    repeats = channels_a_pack < channels_in
-    rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
-    images = 1
-    if not way.panels and reads_x(problem, tile, way.cropped) and shape.volume >= 4 * tile.width:  # blocks of one image each
-        length, images = shape.volume, problem.batch
-    cut = choose_cut(length, tile, target, threads, images * spec.groups, right_row, rows * item if repeats else 0, halo)
-    cut = replace(cut, parts=images)
-    block = cut.block
-    group_parts = min(spec.groups, max(1, ceil(4 * threads / cut.count)))
-    groups_a_task = ceil(spec.groups / group_parts)
-    parts = cut.count * ceil(spec.groups / groups_a_task)
-    chunk = way.chunk
-    if threads > 1 and parts * ceil(channels_out / chunk) < 2 * threads:
-        chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
-    chunks, splits = ceil(channels_out / chunk), 1
-    if parts < 4 * threads and chunks > 1:
-        splits = jobs.shares(chunks, parts, threads, 4)
-    tile_blocks = _tile_blocks(tile, chunk, groups_)
-    rows = sum(tile_blocks) * tile.rows
-    room = round_up(block, tile.lanes)
-    strip = sum(b * len(g.reads) for b, g in zip(tile_blocks, groups_, strict=True)) * tile.rows * channels_in * item
-    chunks_a_round = 1 if repeats else max(1, int(target.l2 * 0.35 / max(strip, 1)))
-    columns_a_store = room if repeats else min(room, STORED_TILES * tile.width)
-    scratch_pitch = round_up(columns_a_store, 16)
-    scratch_pitch += 16 * (scratch_pitch // 16 % 2 == 0)
-    plane_pitch = round_up(block + left + right + tile.lanes, 16)
-    if way.panels:
-        right_pitch, found = tile.width, len(reads) * room // tile.lanes * (16 + 4 * tile.lanes)
-        right_size = ceil(block / tile.width) * (len(reads) * channels_a_pack + 1) * tile.width
-    else:
-        right_pitch, found = plane_pitch * shape.planes, pack.table_bytes(block + left + right + tile.lanes, shape)
-        while right_pitch * item % 1024 == 0 or right_pitch * item % 4096 < 64:
-            right_pitch += 16
-        right_size = channels_a_pack * right_pitch
-    return Blocking(
-        tile=tile, panels=way.panels, cropped=way.cropped, shared=way.shared,
-        chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        groups_a_task=groups_a_task, splits=splits, chunks_a_round=chunks_a_round,
-        columns_a_store=columns_a_store, channels_a_pack=channels_a_pack,
-        scratch_pitch=scratch_pitch, right_pitch=right_pitch, plane_pitch=plane_pitch, left=left, right=right,
-        table_bytes=columns.table_bytes(room, tile.lanes), found_bytes=round_up(found, 64),
-        scratch_bytes=round_up((rows + way.shared) * scratch_pitch * item, 64),
-        line_bytes=round_up(tile.lanes * shape.axes[2].out_step * item, 64),
-        right_bytes=round_up((right_size + 2 * tile.width) * item, 64),
-    )  # fmt: skip
-
-
-def _groups(problem: Problem, how: Blocking) -> tuple[PhaseGroup, ...]:
-    return phase_groups(band(problem, how.cropped), how.shared)
-
-
-def _sums(problem: Problem, how: Blocking) -> int:
-    """Sums that the store adds up for a phase: the same for every size but, perhaps, those with taps in padding only."""
-    return max(typical_sums(problem, how.shared), most_sums(_groups(problem, how)))
-
-
-def _tile_blocks(tile: Tile, chunk: int, groups: tuple[PhaseGroup, ...]) -> tuple[int, ...]:
-    """Strips of tile rows of each group of phases for so many output channels."""
-    return tuple(ceil(chunk * len(group.phases) / tile.rows) for group in groups)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -196,7 +61,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     kernel = (1,) * (3 - spec.rank) + spec.kernel_size
     step, channel_step, group_step = weights.strides(spec)
     sections = []
-    for group, blocks in zip(_groups(problem, how), how.tile_blocks, strict=True):
+    for group, blocks in zip(groups_of(problem, how), how.tile_blocks, strict=True):
         if not group.reads:
             continue
         phases = len(group.phases)
@@ -217,7 +82,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec, shape = problem.spec, band(problem, how.cropped)
-    groups, sums = _groups(problem, how), _sums(problem, how)
+    groups, sums = groups_of(problem, how), _sums(problem, how)
     d, h, w = shape.axes
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     reads = distinct_reads(groups)
@@ -276,13 +141,18 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     return jobs.Bound(slots, tables, tasks(problem, how))
 
 
+def _sums(problem: Problem, how: Blocking) -> int:
+    """Sums that the store adds up for a phase: the same for every size but, perhaps, those with taps in padding only."""
+    return max(typical_sums(problem, how.shared), most_sums(groups_of(problem, how)))
+
+
 def _in_place(problem: Problem, how: Blocking) -> dict[str, int]:
     """The job's numbers for blocks that tiles read in x."""
     shape, spec = band(problem, how.cropped), problem.spec
     image, outer = prod(problem.input_size), next((axis for axis in shape.axes if axis.size > 1), shape.axes[2])
     return {
-        "linear": int(reads_x(problem, how.tile, how.cropped)), "x_shift": outer.base * (image // outer.size), "volume": shape.volume, "image_in": image,
-        "x_pitch": 1 if spec.in_channels == spec.groups else image,
+        "linear": int(reads_x(problem, how.tile, how.cropped)), "volume": shape.volume, "image_in": image,
+        "x_shift": outer.base * (image // outer.size), "x_pitch": 1 if spec.in_channels == spec.groups else image,
     }  # fmt: skip
 
 
@@ -367,7 +237,7 @@ def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds done, padding of tiles and rows included."""
     spec = problem.spec
     depth = sum(
-        blocks * how.tile.rows * len(group.reads) for group, blocks in zip(_groups(problem, how), how.tile_blocks, strict=True)
+        blocks * how.tile.rows * len(group.reads) for group, blocks in zip(groups_of(problem, how), how.tile_blocks, strict=True)
     )
     return depth * how.chunks * round_up(_length(problem, how), how.tile.lanes) * spec.in_channels
 
@@ -386,7 +256,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     tiles, packed = choose_way(problem, target).cycles * spec.groups, 1.0 - _share_in_place(problem, how)
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
-        fetches = len(distinct_reads(_groups(problem, how))) * spec.in_channels * vectors
+        fetches = len(distinct_reads(groups_of(problem, how))) * spec.in_channels * vectors
         crossing = min(1.0, (tile.lanes - 1) / shape.axes[2].positions)
         images = min(tile.lanes, problem.batch * tile.lanes / _length(problem, how))  # that a vector's columns come from
         aliased = prod(problem.input_shape[1:]) * problem.itemsize % 4096 == 0 and max(0.0, images - 1) / (tile.lanes - 1)
@@ -410,7 +280,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
-    groups = len(_groups(problem, how))
+    groups = len(groups_of(problem, how))
     phases = prod(problem.spec.stride) if problem.spec.transposed else 1
     what = f"{phases} phases in {groups} groups" if phases > 1 else "one phase"
     read = "panels" if how.panels else "a band"
@@ -419,5 +289,5 @@ def describe(problem: Problem, how: Blocking) -> str:
 
 def packing(problem: Problem, how: Blocking) -> object:
     """What the packed weight's layout depends on besides the layer: sizes play no part, so it serves every length."""
-    groups = tuple((g.phases, g.kernels) for g in _groups(problem, how))
+    groups = tuple((g.phases, g.kernels) for g in groups_of(problem, how))
     return (how.tile.rows, how.chunk, how.channels_a_pack, groups)

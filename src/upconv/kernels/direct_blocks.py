@@ -1,0 +1,147 @@
+"""The direct kernel's sizes: blocks whose panels and scratch the second-level cache holds, and what of them each task does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+
+from upconv.codegen.target import Target
+from upconv.kernels import columns, pack
+from upconv.kernels import job as jobs
+from upconv.kernels.direct_way import (
+    STORED_TILES,
+    PhaseGroup,
+    band_channels,
+    choose_cut,
+    choose_tile,
+    choose_way,
+    distinct_reads,
+    lines,
+    pack_channels,
+    phase_groups,
+    reads_x,
+    shape_groups,
+)
+from upconv.kernels.geometry import band, round_up
+from upconv.kernels.microkernel import Tile
+from upconv.spec import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops; the same for every group of channels."""
+
+    tile: Tile
+    panels: bool
+    cropped: bool
+    shared: bool
+    chunk: int
+    chunks: int
+    tile_blocks: tuple[int, ...]
+    cut: columns.Cut
+    groups_a_task: int
+    splits: int
+    chunks_a_round: int
+    columns_a_store: int
+    channels_a_pack: int
+    scratch_pitch: int
+    right_pitch: int
+    plane_pitch: int
+    left: int
+    right: int
+    table_bytes: int
+    found_bytes: int
+    scratch_bytes: int
+    line_bytes: int
+    right_bytes: int
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.table_bytes + self.found_bytes + self.scratch_bytes + self.line_bytes + self.right_bytes + 256
+
+    @property
+    def block(self) -> int:
+        return self.cut.block
+
+    @property
+    def room(self) -> int:
+        """Columns that a task's table has room for."""
+        return round_up(self.block, self.tile.lanes)
+
+
+@lru_cache(maxsize=512)
+def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+    """Blocks whose panels and scratch the second-level cache holds, and tasks that keep every thread busy."""
+    spec, tile, way = problem.spec, choose_tile(problem, target), choose_way(problem, target)
+    channels_in, channels_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    shape, item = band(problem, way.cropped), problem.itemsize
+    groups_ = phase_groups(shape, way.shared)
+    reads = distinct_reads(groups_)
+    flats = [r.flat for r in reads] or [0]
+    left, right = max(0, -min(flats)), max(0, max(flats))
+    if way.panels:
+        length, halo = columns.count(problem.batch, lines(shape)), 0
+        channels_a_pack = pack_channels(tile, target, channels_in, shape_groups(shape, way.shared))
+        right_row = len(reads) * channels_a_pack * item
+    else:
+        length, halo = shape.length, left + right
+        channels_a_pack = (
+            band_channels(channels_in, halo * shape.planes * item, target) if way.chunk >= channels_out else channels_in
+        )
+        right_row = channels_a_pack * shape.planes * item
+    repeats = channels_a_pack < channels_in
+    rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
+    images = 1
+    if not way.panels and reads_x(problem, tile, way.cropped) and shape.volume >= 4 * tile.width:  # blocks of one image each
+        length, images = shape.volume, problem.batch
+    cut = choose_cut(length, tile, target, threads, images * spec.groups, right_row, rows * item if repeats else 0, halo)
+    cut = replace(cut, parts=images)
+    block = cut.block
+    group_parts = min(spec.groups, max(1, ceil(4 * threads / cut.count)))
+    groups_a_task = ceil(spec.groups / group_parts)
+    parts = cut.count * ceil(spec.groups / groups_a_task)
+    chunk = way.chunk
+    if threads > 1 and parts * ceil(channels_out / chunk) < 2 * threads:
+        chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
+    chunks, splits = ceil(channels_out / chunk), 1
+    if parts < 4 * threads and chunks > 1:
+        splits = jobs.shares(chunks, parts, threads, 4)
+    tile_blocks = _tile_blocks(tile, chunk, groups_)
+    rows = sum(tile_blocks) * tile.rows
+    room = round_up(block, tile.lanes)
+    strip = sum(b * len(g.reads) for b, g in zip(tile_blocks, groups_, strict=True)) * tile.rows * channels_in * item
+    chunks_a_round = 1 if repeats else max(1, int(target.l2 * 0.35 / max(strip, 1)))
+    columns_a_store = room if repeats else min(room, STORED_TILES * tile.width)
+    scratch_pitch = round_up(columns_a_store, 16)
+    scratch_pitch += 16 * (scratch_pitch // 16 % 2 == 0)
+    plane_pitch = round_up(block + left + right + tile.lanes, 16)
+    if way.panels:
+        right_pitch, found = tile.width, len(reads) * room // tile.lanes * (16 + 4 * tile.lanes)
+        right_size = ceil(block / tile.width) * (len(reads) * channels_a_pack + 1) * tile.width
+    else:
+        right_pitch, found = plane_pitch * shape.planes, pack.table_bytes(block + left + right + tile.lanes, shape)
+        while right_pitch * item % 1024 == 0 or right_pitch * item % 4096 < 64:
+            right_pitch += 16
+        right_size = channels_a_pack * right_pitch
+    return Blocking(
+        tile=tile, panels=way.panels, cropped=way.cropped, shared=way.shared,
+        chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
+        groups_a_task=groups_a_task, splits=splits, chunks_a_round=chunks_a_round,
+        columns_a_store=columns_a_store, channels_a_pack=channels_a_pack,
+        scratch_pitch=scratch_pitch, right_pitch=right_pitch, plane_pitch=plane_pitch, left=left, right=right,
+        table_bytes=columns.table_bytes(room, tile.lanes), found_bytes=round_up(found, 64),
+        scratch_bytes=round_up((rows + way.shared) * scratch_pitch * item, 64),
+        line_bytes=round_up(tile.lanes * shape.axes[2].out_step * item, 64),
+        right_bytes=round_up((right_size + 2 * tile.width) * item, 64),
+    )  # fmt: skip
+
+
+def groups_of(problem: Problem, how: Blocking) -> tuple[PhaseGroup, ...]:
+    """The groups of phases at these sizes."""
+    return phase_groups(band(problem, how.cropped), how.shared)
+
+
+def _tile_blocks(tile: Tile, chunk: int, groups: tuple[PhaseGroup, ...]) -> tuple[int, ...]:
+    """Strips of tile rows of each group of phases for so many output channels."""
+    return tuple(ceil(chunk * len(group.phases) / tile.rows) for group in groups)
