@@ -31,8 +31,6 @@ from upconv.kernels.direct_way import (
     lines,
     more_cycles,
     most_sums,
-    reads_x,
-    typical,
     typical_sums,
 )
 from upconv.kernels.geometry import Read, band, folded, round_up
@@ -151,7 +149,7 @@ def _in_place(problem: Problem, how: Blocking) -> dict[str, int]:
     shape, spec = band(problem, how.cropped), problem.spec
     image, outer = prod(problem.input_size), next((axis for axis in shape.axes if axis.size > 1), shape.axes[2])
     return {
-        "linear": int(reads_x(problem, how.tile, how.cropped)), "volume": shape.volume, "image_in": image,
+        "linear": int(how.in_place), "volume": shape.volume, "image_in": image,
         "x_shift": outer.base * (image // outer.size), "x_pitch": 1 if spec.in_channels == spec.groups else image,
     }  # fmt: skip
 
@@ -205,8 +203,8 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 def _code(problem: Problem, how: Blocking) -> direct_code.Code:
     inner = band(problem, how.cropped).axes[2]
     finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation)
-    scattered = not how.panels and reads_x(typical(problem), how.tile)
-    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fuses(problem, how.tile), scattered)
+    fused = fuses(problem, how.tile)
+    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fused, how.scattered)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
@@ -244,7 +242,7 @@ def macs(problem: Problem, how: Blocking) -> int:
 
 def _share_in_place(problem: Problem, how: Blocking) -> float:
     """The share of the blocks that tiles read in x: those that do not go on in another image, or end outside."""
-    if how.panels or not reads_x(problem, how.tile, how.cropped):
+    if not how.in_place:
         return 0.0
     return max(0.0, 1 - (1 + (how.left + how.right > 0)) * problem.batch / how.cut.count)
 

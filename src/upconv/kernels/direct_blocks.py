@@ -17,11 +17,14 @@ from upconv.kernels.direct_way import (
     choose_tile,
     choose_way,
     distinct_reads,
+    in_parts,
     lines,
     pack_channels,
     phase_groups,
     reads_x,
+    scattered_channels,
     shape_groups,
+    typical,
 )
 from upconv.kernels.geometry import band, round_up
 from upconv.kernels.microkernel import Tile
@@ -34,6 +37,10 @@ class Blocking:
 
     tile: Tile
     panels: bool
+    in_place: bool
+    """Whether blocks that are pieces of x are read where they stand there."""
+    scattered: bool
+    """Whether that is what the layer mostly does: so the code asks for columns ahead."""
     cropped: bool
     shared: bool
     chunk: int
@@ -80,20 +87,21 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     reads = distinct_reads(groups_)
     flats = [r.flat for r in reads] or [0]
     left, right = max(0, -min(flats)), max(0, max(flats))
+    scattered = not way.panels and reads_x(typical(problem), target, tile, cropped=False)
     if way.panels:
         length, halo = columns.count(problem.batch, lines(shape)), 0
         channels_a_pack = pack_channels(tile, target, channels_in, shape_groups(shape, way.shared))
         right_row = len(reads) * channels_a_pack * item
     else:
-        length, halo = shape.length, left + right
-        channels_a_pack = (
-            band_channels(channels_in, halo * shape.planes * item, target) if way.chunk >= channels_out else channels_in
-        )
+        length, halo, channels_a_pack = shape.length, left + right, channels_in
+        if way.chunk >= channels_out:
+            most = scattered_channels(tile, target) if scattered else channels_in
+            channels_a_pack = min(band_channels(channels_in, halo * shape.planes * item, target), in_parts(channels_in, most))
         right_row = channels_a_pack * shape.planes * item
     repeats = channels_a_pack < channels_in
     rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
-    images = 1
-    if not way.panels and reads_x(problem, tile, way.cropped) and shape.volume >= 4 * tile.width:  # blocks of one image each
+    images, in_place = 1, not way.panels and reads_x(problem, target, tile, way.cropped)
+    if in_place and shape.volume >= 4 * tile.width:  # blocks of one image each
         length, images = shape.volume, problem.batch
     cut = choose_cut(length, tile, target, threads, images * spec.groups, right_row, rows * item if repeats else 0, halo)
     cut = replace(cut, parts=images)
@@ -125,7 +133,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
             right_pitch += 16
         right_size = channels_a_pack * right_pitch
     return Blocking(
-        tile=tile, panels=way.panels, cropped=way.cropped, shared=way.shared,
+        tile=tile, panels=way.panels, in_place=in_place, scattered=scattered,
+        cropped=way.cropped, shared=way.shared,
         chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
         groups_a_task=groups_a_task, splits=splits, chunks_a_round=chunks_a_round,
         columns_a_store=columns_a_store, channels_a_pack=channels_a_pack,

@@ -276,9 +276,9 @@ def _ask_ahead(f: Function, tile: Tile, left: Value) -> None:
 
 
 def _ask_beside(f: Function, tile: Tile, right: Value) -> None:
-    """Asks for what the next tile's columns will be."""
-    for at in range(0, tile.width, LINE // SIZES[tile.element]):
-        f.prefetch(right[tile.width + at])
+    """Asks for what the next tile's columns will be: from their end back, wherever lines begin."""
+    for at in range(2 * tile.width - 1, tile.width - 1, -(LINE // SIZES[tile.element])):
+        f.prefetch(right[at])
 
 
 def unrolled(f: Function, count: Value) -> tuple[tuple[Value, Value, int, str], ...]:
