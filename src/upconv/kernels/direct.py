@@ -149,7 +149,7 @@ def _in_place(problem: Problem, how: Blocking) -> dict[str, int]:
     shape, spec = band(problem, how.cropped), problem.spec
     image, outer = prod(problem.input_size), next((axis for axis in shape.axes if axis.size > 1), shape.axes[2])
     return {
-        "linear": int(how.in_place), "volume": shape.volume, "image_in": image,
+        "in_place": int(how.in_place), "volume": shape.volume, "image_in": image,
         "x_shift": outer.base * (image // outer.size), "x_pitch": 1 if spec.in_channels == spec.groups else image,
     }  # fmt: skip
 
@@ -281,7 +281,7 @@ def describe(problem: Problem, how: Blocking) -> str:
     groups = len(groups_of(problem, how))
     phases = prod(problem.spec.stride) if problem.spec.transposed else 1
     what = f"{phases} phases in {groups} groups" if phases > 1 else "one phase"
-    read = "panels" if how.panels else "a band"
+    read = "panels" if how.panels else "x itself" if _share_in_place(problem, how) > 0 else "a band"
     return f"{what}, from {read}, blocks of {how.block} positions x {how.chunk} channels"
 
 
