@@ -23,8 +23,8 @@ from upconv.kernels.direct_way import (
     phase_groups,
     reads_x,
     scattered_channels,
+    scatters,
     shape_groups,
-    typical,
 )
 from upconv.kernels.geometry import band, round_up
 from upconv.kernels.microkernel import Tile
@@ -87,7 +87,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     reads = distinct_reads(groups_)
     flats = [r.flat for r in reads] or [0]
     left, right = max(0, -min(flats)), max(0, max(flats))
-    scattered = not way.panels and reads_x(typical(problem), target, tile, cropped=False)
+    scattered = not way.panels and scatters(problem, tile)
     if way.panels:
         length, halo = columns.count(problem.batch, lines(shape)), 0
         channels_a_pack = pack_channels(tile, target, channels_in, shape_groups(shape, way.shared))

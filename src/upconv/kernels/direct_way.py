@@ -240,20 +240,29 @@ all in the same sets of the caches, fewer times, and only over an x of so many s
 it takes 1.0 to 2 times as long, beyond these limits 0.5 to 1.1."""
 
 
-def reads_x(problem: Problem, target: Target, tile: Tile, cropped: bool) -> bool:
-    """Whether blocks are read where they stand in x, as far as they lie there.
-
-    An image's band has to be a piece of x, or x a piece of it: only the outermost dimension may have a halo.
-    """
-    spec, shape = problem.spec, band(problem, cropped)
+def is_linear(shape: Band) -> bool:
+    """Whether an image's band is a piece of x, or x a piece of it: only the outermost dimension may have a halo."""
     inner = shape.axes[next((i for i, axis in enumerate(shape.axes) if axis.size > 1), 2) + 1 :]
-    linear = all(axis.in_step == 1 for axis in shape.axes) and all(axis.pitch == axis.size and axis.base == 0 for axis in inner)
-    outputs = spec.out_channels // spec.groups
-    passes = sum(taps * ceil(outputs * phases / tile.rows) for phases, taps in shape_groups(band(typical(problem))))
+    return all(axis.in_step == 1 for axis in shape.axes) and all(axis.pitch == axis.size and axis.base == 0 for axis in inner)
+
+
+def passes(problem: Problem, tile: Tile) -> int:
+    """How many times tiles go over what they read."""
+    spec, groups = problem.spec, shape_groups(band(typical(problem)))
+    return sum(taps * ceil(spec.out_channels // spec.groups * phases / tile.rows) for phases, taps in groups)
+
+
+def scatters(problem: Problem, tile: Tile) -> bool:
+    """Whether a layer's blocks are mostly read where they stand in x, whose channels are in pages of their own."""
+    return is_linear(band(typical(problem))) and passes(problem, tile) <= PASSES
+
+
+def reads_x(problem: Problem, target: Target, tile: Tile, cropped: bool) -> bool:
+    """Whether blocks are read where they stand in x, as far as they lie there, at these sizes."""
+    most = PASSES
     if prod(problem.input_size) * problem.itemsize % 4096 < LINE:
-        near = prod(problem.input_shape) * problem.itemsize <= ALIASED_SIZE * target.l2
-        return linear and near and passes <= ALIASED_PASSES
-    return linear and passes <= PASSES
+        most = ALIASED_PASSES if prod(problem.input_shape) * problem.itemsize <= ALIASED_SIZE * target.l2 else 0
+    return is_linear(band(problem, cropped)) and passes(problem, tile) <= most
 
 
 def band_channels(channels: int, halo_bytes: int, target: Target) -> int:
