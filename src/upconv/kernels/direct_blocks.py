@@ -9,9 +9,11 @@ from math import ceil
 from upconv.codegen.target import Target
 from upconv.kernels import columns, pack
 from upconv.kernels import job as jobs
+from upconv.kernels.columns import Cut
 from upconv.kernels.direct_way import (
     STORED_TILES,
     PhaseGroup,
+    Way,
     band_channels,
     choose_cut,
     choose_tile,
@@ -28,7 +30,7 @@ from upconv.kernels.direct_way import (
 )
 from upconv.kernels.geometry import band, round_up
 from upconv.kernels.microkernel import Tile
-from upconv.spec import Problem
+from upconv.spec import ConvSpec, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Blocking:
     chunk: int
     chunks: int
     tile_blocks: tuple[int, ...]
-    cut: columns.Cut
+    cut: Cut
     groups_a_task: int
     splits: int
     chunks_a_round: int
@@ -84,59 +86,33 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     channels_in, channels_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     shape, item = band(problem, way.cropped), problem.itemsize
     groups_ = phase_groups(shape, way.shared)
-    reads = distinct_reads(groups_)
-    flats = [r.flat for r in reads] or [0]
-    left, right = max(0, -min(flats)), max(0, max(flats))
-    scattered = not way.panels and scatters(problem, tile)
-    if way.panels:
-        length, halo = columns.count(problem.batch, lines(shape)), 0
-        channels_a_pack = pack_channels(tile, target, channels_in, shape_groups(shape, way.shared))
-        right_row = len(reads) * channels_a_pack * item
-    else:
-        length, halo, channels_a_pack = shape.length, left + right, channels_in
-        if way.chunk >= channels_out:
-            most = scattered_channels(tile, target) if scattered else channels_in
-            channels_a_pack = min(band_channels(channels_in, halo * shape.planes * item, target), in_parts(channels_in, most))
-        right_row = channels_a_pack * shape.planes * item
-    repeats = channels_a_pack < channels_in
-    rows = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows
-    images, in_place = 1, not way.panels and reads_x(problem, target, tile, way.cropped)
-    if in_place and shape.volume >= 4 * tile.width:  # blocks of one image each
-        length, images = shape.volume, problem.batch
-    cut = choose_cut(length, tile, target, threads, images * spec.groups, right_row, rows * item if repeats else 0, halo)
-    cut = replace(cut, parts=images)
-    block = cut.block
-    group_parts = min(spec.groups, max(1, ceil(4 * threads / cut.count)))
-    groups_a_task = ceil(spec.groups / group_parts)
-    parts = cut.count * ceil(spec.groups / groups_a_task)
-    chunk = way.chunk
-    if threads > 1 and parts * ceil(channels_out / chunk) < 2 * threads:
-        chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
-    chunks, splits = ceil(channels_out / chunk), 1
-    if parts < 4 * threads and chunks > 1:
-        splits = jobs.shares(chunks, parts, threads, 4)
+    in_place = not way.panels and reads_x(problem, target, tile, way.cropped)
+    channels_a_pack = _channels_a_pack(problem, target, tile, way)
+    cut = _cut(problem, target, threads, tile, way, channels_a_pack, in_place)
+    chunk, groups_a_task, splits = _shares(spec, cut, threads, way.chunk)
+    left, right = _reach(groups_)
     tile_blocks = _tile_blocks(tile, chunk, groups_)
-    rows = sum(tile_blocks) * tile.rows
-    room = round_up(block, tile.lanes)
+    rows, repeats = sum(tile_blocks) * tile.rows, channels_a_pack < channels_in
+    room = round_up(cut.block, tile.lanes)
     strip = sum(b * len(g.reads) for b, g in zip(tile_blocks, groups_, strict=True)) * tile.rows * channels_in * item
-    chunks_a_round = 1 if repeats else max(1, int(target.l2 * 0.35 / max(strip, 1)))
     columns_a_store = room if repeats else min(room, STORED_TILES * tile.width)
     scratch_pitch = round_up(columns_a_store, 16)
     scratch_pitch += 16 * (scratch_pitch // 16 % 2 == 0)
-    plane_pitch = round_up(block + left + right + tile.lanes, 16)
+    plane_pitch = round_up(cut.block + left + right + tile.lanes, 16)
     if way.panels:
-        right_pitch, found = tile.width, len(reads) * room // tile.lanes * (16 + 4 * tile.lanes)
-        right_size = ceil(block / tile.width) * (len(reads) * channels_a_pack + 1) * tile.width
+        reads = len(distinct_reads(groups_))
+        right_pitch, found = tile.width, reads * room // tile.lanes * (16 + 4 * tile.lanes)
+        right_size = ceil(cut.block / tile.width) * (reads * channels_a_pack + 1) * tile.width
     else:
-        right_pitch, found = plane_pitch * shape.planes, pack.table_bytes(block + left + right + tile.lanes, shape)
+        right_pitch, found = plane_pitch * shape.planes, pack.table_bytes(cut.block + left + right + tile.lanes, shape)
         while right_pitch * item % 1024 == 0 or right_pitch * item % 4096 < 64:
             right_pitch += 16
         right_size = channels_a_pack * right_pitch
     return Blocking(
-        tile=tile, panels=way.panels, in_place=in_place, scattered=scattered,
-        cropped=way.cropped, shared=way.shared,
-        chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        groups_a_task=groups_a_task, splits=splits, chunks_a_round=chunks_a_round,
+        tile=tile, panels=way.panels, in_place=in_place, scattered=not way.panels and scatters(problem, tile),
+        cropped=way.cropped, shared=way.shared, chunk=chunk, chunks=ceil(channels_out / chunk), tile_blocks=tile_blocks, cut=cut,
+        groups_a_task=groups_a_task, splits=splits,
+        chunks_a_round=1 if repeats else max(1, int(target.l2 * 0.35 / max(strip, 1))),
         columns_a_store=columns_a_store, channels_a_pack=channels_a_pack,
         scratch_pitch=scratch_pitch, right_pitch=right_pitch, plane_pitch=plane_pitch, left=left, right=right,
         table_bytes=columns.table_bytes(room, tile.lanes), found_bytes=round_up(found, 64),
@@ -144,6 +120,55 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         line_bytes=round_up(tile.lanes * shape.axes[2].out_step * item, 64),
         right_bytes=round_up((right_size + 2 * tile.width) * item, 64),
     )  # fmt: skip
+
+
+def _reach(groups: tuple[PhaseGroup, ...]) -> tuple[int, int]:
+    """How far to the left and to the right of a column its reads lie in the band."""
+    flats = [read.flat for read in distinct_reads(groups)] or [0]
+    return max(0, -min(flats)), max(0, max(flats))
+
+
+def _channels_a_pack(problem: Problem, target: Target, tile: Tile, way: Way) -> int:
+    """Input channels that are copied, or gone over, at a time."""
+    spec, shape = problem.spec, band(problem, way.cropped)
+    channels_in = spec.in_channels // spec.groups
+    if way.panels:
+        return pack_channels(tile, target, channels_in, shape_groups(shape, way.shared))
+    if way.chunk < spec.out_channels // spec.groups:
+        return channels_in  # parts would be packed anew for every chunk
+    halo = sum(_reach(phase_groups(shape, way.shared))) * shape.planes * problem.itemsize
+    most = scattered_channels(tile, target) if scatters(problem, tile) else channels_in
+    return min(band_channels(channels_in, halo, target), in_parts(channels_in, most))
+
+
+def _cut(problem: Problem, target: Target, threads: int, tile: Tile, way: Way, channels_a_pack: int, in_place: bool) -> Cut:
+    """The blocks: of one image each where they are read in x and images are large enough."""
+    spec, shape, item, images = problem.spec, band(problem, way.cropped), problem.itemsize, 1
+    groups_ = phase_groups(shape, way.shared)
+    if way.panels:
+        length, halo, right_row = (
+            columns.count(problem.batch, lines(shape)),
+            0,
+            len(distinct_reads(groups_)) * channels_a_pack * item,
+        )
+    else:
+        length, halo, right_row = shape.length, sum(_reach(groups_)), channels_a_pack * shape.planes * item
+    if in_place and shape.volume >= 4 * tile.width:
+        length, images = shape.volume, problem.batch
+    repeats = channels_a_pack < spec.in_channels // spec.groups
+    scratch_row = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows * item if repeats else 0
+    return replace(choose_cut(length, tile, target, threads, images * spec.groups, right_row, scratch_row, halo), parts=images)
+
+
+def _shares(spec: ConvSpec, cut: Cut, threads: int, chunk: int) -> tuple[int, int, int]:
+    """Output channels a chunk, groups of channels a task, and parts that the chunks are split into, for tasks enough."""
+    channels_out, group_parts = spec.out_channels // spec.groups, min(spec.groups, max(1, ceil(4 * threads / cut.count)))
+    groups_a_task = ceil(spec.groups / group_parts)
+    parts = cut.count * ceil(spec.groups / groups_a_task)
+    if threads > 1 and parts * ceil(channels_out / chunk) < 2 * threads:
+        chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
+    chunks = ceil(channels_out / chunk)
+    return chunk, groups_a_task, jobs.shares(chunks, parts, threads, 4) if parts < 4 * threads and chunks > 1 else 1
 
 
 def groups_of(problem: Problem, how: Blocking) -> tuple[PhaseGroup, ...]:
