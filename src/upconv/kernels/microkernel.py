@@ -216,16 +216,9 @@ def _places(tile: Tile, out: Value, pitch: Value, jr: Value, ir: Value) -> list[
 
 
 def _sums(
-    f: Function,
-    tile: Tile,
-    left: Value,
-    right: Value,
-    taps: Value,
-    tap_count: Value,
-    channels: Value,
-    pitch: Value,
+    f: Function, tile: Tile, left: Value, right: Value, taps: Value, tap_count: Value, channels: Value, pitch: Value,
     scattered: bool = False,
-) -> list[Value]:
+) -> list[Value]:  # fmt: skip
     """The sums of a tile over all taps and channels, row by row."""
     zero = Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type)
     over_taps = Carry([zero] * (tile.rows * tile.vectors if not tile.turned else tile.rows // tile.lanes * tile.turned))

@@ -94,7 +94,7 @@ def emit_panels(panel: Panel, slots: Slots) -> Function:
         source = x[c * s["x_channel"]]
         with f.loop(0, vectors, panel.vectors, name="ahead") as v:
             later = source[f.load("i64", found.of("i8")[v * panel.entry]) + s["x_channel"] * AHEAD]
-            for at in range(0, width * panel.step, LINE // SIZES[panel.element]):
+            for at in range(0, width * panel.step, max(LINE // SIZES[panel.element], lanes * panel.step // 2)):
                 f.prefetch(later[at])
         with f.loop(0, s["read_count"], name="read") as r, f.loop(0, count, name="panel") as number:
             v = number * panel.vectors
