@@ -31,6 +31,7 @@ from upconv.kernels.direct_way import (
     lines,
     more_cycles,
     most_sums,
+    outermost,
     typical_sums,
 )
 from upconv.kernels.geometry import Read, band, folded, round_up
@@ -147,9 +148,9 @@ def _sums(problem: Problem, how: Blocking) -> int:
 def _in_place(problem: Problem, how: Blocking) -> dict[str, int]:
     """The job's numbers for blocks that tiles read in x."""
     shape, spec = band(problem, how.cropped), problem.spec
-    image, outer = prod(problem.input_size), next((axis for axis in shape.axes if axis.size > 1), shape.axes[2])
+    image, outer = prod(problem.input_size), shape.axes[outermost(shape)]
     return {
-        "in_place": int(how.in_place), "volume": shape.volume, "image_in": image,
+        "in_place": int(how.in_place), "volume": shape.volume,
         "x_shift": outer.base * (image // outer.size), "x_pitch": 1 if spec.in_channels == spec.groups else image,
     }  # fmt: skip
 

@@ -21,7 +21,7 @@ SLOTS = jobs.Slots(
                 "groups", "groups_a_task", "splits", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
                 "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
                 "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows", "y_rows_a_chunk", "x_pitch", "x_shift", "in_place",
-                "volume", "image_in",
+                "volume",
             )
         )
     )
@@ -201,7 +201,7 @@ _TASK_SLOTS = (
     "group_count", *columns.CUT, "room", "groups", "groups_a_task", "splits",
     "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group",
     "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk", "x_pitch",
-    "x_shift", "x_image", "in_place", "volume", "image_in",
+    "x_shift", "x_image", "in_place", "volume",
 )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def _emit_in_place(f: Function, s: dict[str, Value], low: Value, size: Value) ->
     first = low - s["left"]
     image = f.maximum(first, 0) // s["volume"]
     at = first - image * s["volume"] + s["x_shift"]
-    inside = (first >= 0) & (at >= 0) & (at + s["left"] + size + s["right"] <= s["image_in"])
+    inside = (first >= 0) & (at >= 0) & (at + s["left"] + size + s["right"] <= s["x_channel"])
     return inside & s["in_place"].equals(1), image * s["x_image"] + at
 
 

@@ -70,10 +70,13 @@ TILE = 6
 """Steps that a tile takes to begin and to end."""
 
 
-def _steps(tile: Tile, spec: ConvSpec, chunk: int, groups: tuple[tuple[int, int], ...]) -> float:
-    """Tile steps of one column of tiles for a group's output channels in chunks; `groups` holds (phases, taps)."""
+def _steps(tile: Tile, spec: ConvSpec, chunk: int, groups: tuple[tuple[int, int], ...], more: float = 0.0) -> float:
+    """Tile steps of one column of tiles for a group's output channels in chunks; `groups` holds (phases, taps).
+
+    Each tile takes `more` steps than one that is not interrupted.
+    """
     channels_in, channels_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    steps = sum((t * channels_in + TILE) * ceil(chunk * p / tile.rows) for p, t in groups)
+    steps = sum((t * channels_in + TILE + more) * ceil(chunk * p / tile.rows) for p, t in groups)
     return ceil(channels_out / chunk) * steps
 
 
@@ -131,7 +134,7 @@ def shape_groups(shape: Band, shared: bool = False) -> tuple[tuple[int, int], ..
     return tuple((len(g.phases), len(g.reads)) for g in phase_groups(shape, shared))
 
 
-def typical(problem: Problem) -> Problem:
+def _typical(problem: Problem) -> Problem:
     """The layer on a size that stands for all: what changes the code is chosen for it, so that every length runs the same."""
     spec = problem.spec
     size = tuple(8 * (k * d + s) for k, s, d in zip(spec.kernel_size, spec.stride, spec.dilation, strict=True))
@@ -141,25 +144,24 @@ def typical(problem: Problem) -> Problem:
 @lru_cache(maxsize=1024)
 def choose_tile(problem: Problem, target: Target) -> Tile:
     """The tile of a layer; a turned one where the whole batch has fewer columns than a vector has lanes."""
-    spec, usual = problem.spec, typical(problem)
+    spec, typical = problem.spec, _typical(problem)
     element = microkernel.ELEMENTS[problem.dtype]
     count = columns.count(problem.batch, lines(band(problem, cropped=True)))
     for turned in (microkernel.turned_tile(element, target, n) for n in (count, inf)):
         fitting = count <= turned.turned and spec.out_channels // spec.groups >= turned.rows
         if fitting and not columns.too_far(problem, turned.lanes):
             return turned
-    shape, channels_in = band(usual), spec.in_channels // spec.groups
+    shape, channels_in = band(typical), spec.in_channels // spec.groups
     offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
     best = (inf, 0)
     for i, tile in enumerate(offered):
         for groups in {shape_groups(shape, shared) for shared in (False, True)}:
             again = ceil(channels_in / pack_channels(tile, target, channels_in, groups)) - 1
             chunk = _choose_chunk(tile, target, spec, groups, again > 0)
-            strips = ceil(spec.out_channels // spec.groups / chunk) * sum(ceil(chunk * p / tile.rows) for p, _ in groups)
+            more = OVERLAPPED * again * more_cycles(tile) / microkernel.step_cycles(tile)
             stored = 1.0 if fuses(problem, tile) or not is_whole(shape) else STORED_APART
-            interrupted = OVERLAPPED * again * strips * more_cycles(tile)
-            cycles = _steps(tile, spec, chunk, groups) * microkernel.step_cycles(tile) + interrupted
-            best = min(best, (cycles * stored / tile.width, i))
+            steps = _steps(tile, spec, chunk, groups, more)
+            best = min(best, (steps * stored * microkernel.step_cycles(tile) / tile.width, i))
     return offered[best[1]]
 
 
@@ -213,14 +215,14 @@ def choose_way(problem: Problem, target: Target) -> Way:
     if tile.turned:
         whole = [way for way in _ways(problem, target, tile) if way.panels and not way.shared]
         return min(whole, key=lambda way: (not way.cropped, way.cycles))
-    usual = min(_ways(typical(problem), target, tile), key=lambda way: way.cycles)  # of equals the one that does not share
-    kind = (usual.panels and not columns.too_far(problem, tile.lanes), usual.shared)
+    typical = min(_ways(_typical(problem), target, tile), key=lambda way: way.cycles)  # of equals the one that does not share
+    kind = (typical.panels and not columns.too_far(problem, tile.lanes), typical.shared)
     return min((way for way in _ways(problem, target, tile) if (way.panels, way.shared) == kind), key=lambda way: way.cycles)
 
 
 def typical_sums(problem: Problem, shared: bool) -> int:
     """How many sums the store adds up, for every size of the layer."""
-    return most_sums(phase_groups(band(typical(problem)), True)) if shared else 1
+    return most_sums(phase_groups(band(_typical(problem)), True)) if shared else 1
 
 
 def fuses(problem: Problem, tile: Tile) -> bool:
@@ -229,7 +231,7 @@ def fuses(problem: Problem, tile: Tile) -> bool:
     That is settled by the layer: sizes that are numbered cropped, whose phases read apart, run the same code without it.
     """
     inner = band(problem).axes[2].out_step
-    return not tile.turned and inner <= tile.lanes and tile.rows % inner == 0 and is_whole(band(typical(problem)))
+    return not tile.turned and inner <= tile.lanes and tile.rows % inner == 0 and is_whole(band(_typical(problem)))
 
 
 def is_whole(shape: Band, shared: bool = False) -> bool:
@@ -244,21 +246,26 @@ all in the same sets of the caches, fewer times, and only over an x of so many s
 it takes 1.0 to 2 times as long, beyond these limits 0.5 to 1.1."""
 
 
-def is_linear(shape: Band) -> bool:
+def outermost(shape: Band) -> int:
+    """The number of the first axis that a layer has."""
+    return next((i for i, axis in enumerate(shape.axes) if axis.size > 1), 2)
+
+
+def _is_linear(shape: Band) -> bool:
     """Whether an image's band is a piece of x, or x a piece of it: only the outermost dimension may have a halo."""
-    inner = shape.axes[next((i for i, axis in enumerate(shape.axes) if axis.size > 1), 2) + 1 :]
+    inner = shape.axes[outermost(shape) + 1 :]
     return all(axis.in_step == 1 for axis in shape.axes) and all(axis.pitch == axis.size and axis.base == 0 for axis in inner)
 
 
-def passes(problem: Problem, tile: Tile) -> int:
+def _passes(problem: Problem, tile: Tile) -> int:
     """How many times tiles go over what they read."""
-    spec, groups = problem.spec, shape_groups(band(typical(problem)))
+    spec, groups = problem.spec, shape_groups(band(_typical(problem)))
     return sum(taps * ceil(spec.out_channels // spec.groups * phases / tile.rows) for phases, taps in groups)
 
 
 def scatters(problem: Problem, tile: Tile) -> bool:
     """Whether a layer's blocks are mostly read where they stand in x, whose channels are in pages of their own."""
-    return is_linear(band(typical(problem))) and passes(problem, tile) <= PASSES
+    return _is_linear(band(_typical(problem))) and _passes(problem, tile) <= PASSES
 
 
 def reads_x(problem: Problem, target: Target, tile: Tile, cropped: bool) -> bool:
@@ -266,7 +273,7 @@ def reads_x(problem: Problem, target: Target, tile: Tile, cropped: bool) -> bool
     most = PASSES
     if prod(problem.input_size) * problem.itemsize % 4096 < LINE:
         most = ALIASED_PASSES if prod(problem.input_shape) * problem.itemsize <= ALIASED_SIZE * target.l2 else 0
-    return is_linear(band(problem, cropped)) and passes(problem, tile) <= most
+    return _is_linear(band(problem, cropped)) and _passes(problem, tile) <= most
 
 
 def band_channels(channels: int, halo_bytes: int, target: Target) -> int:
