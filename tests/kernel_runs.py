@@ -105,8 +105,9 @@ def run_kernel(
     target: targets.Target,
     threads: int = 1,
     buffers: Any = None,
+    only: int | None = None,
 ) -> NDArray[Any]:
-    """The output of this kernel, run on up to `threads` threads."""
+    """The output of this kernel, run on up to `threads` threads; of one task where it is `only` that."""
     buffers = buffers or Plain()
     how = module.blocking(problem, target, threads)
     name, parameters = module.code_name(problem, how, target), module.code_parameters(problem, how)
@@ -129,7 +130,7 @@ def run_kernel(
     job[:] = 0
     for slot, value in {**bound.slots, **{k: a.ctypes.data for k, a in arrays.items()}}.items():
         job[slots.index[slot]] = value
-    job[jobs.TASKS] = bound.tasks
+    job[jobs.NEXT], job[jobs.TASKS] = (0, bound.tasks) if only is None else (only, only + 1)
     workers.run(code["entry"], job.ctypes.data, threads, target)
     return np.array(y)
 

@@ -115,15 +115,15 @@ def best_tile(dtype: str, target: Target, rows: int) -> Tile:
 class Finish:
     """What becomes of a tile's sums in place of being left in `out`: `emit(f, tile, ir, sums, more arguments)` uses them up.
 
-    `prepare(f, tile, ir, more arguments)` comes before they are computed. `vector` is the argument that counts the vectors of
-    columns in front of a tile.
+    `prepare(f, tile, ir, more arguments)` comes before they are computed; an `emit` of None leaves them in `out`. `vector` is the
+    argument that counts the vectors of columns in front of a tile.
     """
 
     name: str
     vector: str
     arguments: tuple[tuple[str, str], ...]
     prepare: Callable[[Function, Tile, Value, list[Value]], None]
-    emit: Callable[[Function, Tile, Value, list[Value], list[Value]], None]
+    emit: Callable[[Function, Tile, Value, list[Value], list[Value]], None] | None
 
 
 def emit_both(tile: Tile, finish: Finish | None = None, parts: bool = False, scattered: bool = False) -> tuple[Function, Function]:
@@ -202,7 +202,7 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bo
         else:
             sums = _sums(f, tile, a, b, taps, tap_count, channels, pitch, scattered)
             places, fresh = _places(tile, out, out_pitch, jr, ir), more.equals(0)
-            if finish is None:
+            if finish is None or finish.emit is None:
                 _leave(f, tile, fresh, sums, places)
             else:
                 finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), here)

@@ -12,7 +12,7 @@ import numpy as np
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.codegen.target import LINE
-from upconv.kernels import columns, microkernel, panel, store
+from upconv.kernels import ahead, columns, microkernel, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, SUM
 from upconv.kernels.winograd_input import emit_input, emit_windows
@@ -32,7 +32,8 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     tile, lanes, (_, way_h, way_w) = code.tile, code.tile.lanes, code.ways
     m, lines, line, y = (pointer.of(tile.element) for pointer in (m, lines, line, y))
     names = (
-        "m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w", "channels_out",
+        "asks", "m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w",
+        "channels_out",
     )  # fmt: skip
     s = {name: SLOTS.read(f, job, name) for name in names}
     bias, phase_rows = SLOTS.pointer(f, job, "bias", tile.element), SLOTS.pointer(f, job, "phase_rows", "i64")
@@ -89,7 +90,8 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
 def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, v: Value, plane: Value) -> None:
     """Asks for the lines of a vector's outputs in the next channel.
 
-    M comes from the cache and y goes to memory, so that there is nothing to do but to wait for its lines.
+    M comes from the cache and y goes to memory, so that there is nothing to do but to wait for its lines. Where they were asked
+    for before (`ahead`), long ones are not again: 0.93 to 0.98, where short ones, come nearer, gain 1.00 to 1.07.
     """
     lanes = code.tile.lanes
     out, alone = p.vector(f, v, columns.OUT), p.vector(f, v, columns.NEIGHBOURS).equals(0)
@@ -102,19 +104,20 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
             for at in range(0, lanes * code.store.step, line):
                 f.prefetch(plane[out + at], write=True)
         else:
-            with f.loop(0, s["out_step_w"] * lanes, line, name="ahead") as ahead:
-                f.prefetch(plane[out + ahead], write=True)
+            with f.loop(0, f.select(s["asks"] > 0, 0, s["out_step_w"] * lanes), line, name="ahead") as further:
+                f.prefetch(plane[out + further], write=True)
 
 
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
-    do_tiles = microkernel.emit_both(tile, parts=True)
+    do_tiles = microkernel.emit_both(tile, ahead.asking(tile.element), parts=True)
     do_place, writer = [columns.emit_place(tile.lanes, SLOTS, together=code.halves)], store.writer(code.store, SLOTS)
     if code.halves == 1:
         do_place.append(columns.emit_place_images(tile.lanes, SLOTS))
     do_find = emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
     do_input, do_output = emit_input(code), _emit_output(code, writer)
+    do_list = ahead.emit_list(tile.element, tile.lanes, SLOTS, code.halves)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
@@ -127,6 +130,7 @@ def emit(code: Code) -> str:
             parts.append(workspace[at].of(tile.element))
             at = at + s[name]
         (found, line, lines, quads, m), v = parts, workspace[at].of(tile.element)
+        asked = workspace[at + s["v_bytes"]]
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
@@ -137,12 +141,21 @@ def emit(code: Code) -> str:
         last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         f.call(do_find, [job, table, s["room"], found, vectors])
         f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, quads])
+        f.store(f.value(0), asked.of("i64")[ahead.LEFT])
+        with f.when(s["asks"] > 0, name="list"):
+            f.call(do_list, [job, table, s["room"], vectors, asked])
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
         strip = s["depth"] * tile.rows
         with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven else 0, tile.lanes, name="zero") as i:
             f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
+            channel = ic * s["chunk"]
+            number_out = group * s["group_out"] + channel
+            several = f.minimum(s["channels_out"] - channel, s["chunk"])
+            with f.when(s["asks"] > 0, name="begin"):
+                tiles = s["strips"] * (wide // tile.width + wide % tile.width // tile.lanes)
+                ahead.emit_begin(f, asked, y, number_out * s["y_channel"], s["y_channel"], several, tiles)
             with f.loop(0, len(code.points) * PRODUCTS[code.halves], name="point") as point:
                 first_strip, strips, first_row, rows, *only_last = (f.load("i64", points[point * POINT + i]) for i in range(POINT))
                 for here, only in zip(last, only_last, strict=True):
@@ -152,20 +165,18 @@ def emit(code: Code) -> str:
                 sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
                 sizes: list[Int] = [taps, s["depth_part"], rows, tile.width]
                 a, b = left[first_row * tile.rows], right[first_row * tile.width]
-                microkernel.emit_block(f, tile, do_tiles, a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide)
-            channel = ic * s["chunk"]
-            number_out = group * s["group_out"] + channel
-            several = f.minimum(s["channels_out"] - channel, s["chunk"])
+                block = (a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide)
+                microkernel.emit_block(f, tile, do_tiles, *block, finishing=lambda jr: [asked])
             plane = y[number_out * s["y_channel"]]
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, *do_place, do_find, do_input, *writer.functions, do_output, entry])
+    return module([*do_tiles, *do_place, do_find, do_input, do_list, *writer.functions, do_output, entry])
 
 
 _TASK_SLOTS = (
     *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
     "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
     "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes", "by_position", "last_h",
-    "last_w", "rows_h", "rows_w",
+    "last_w", "rows_h", "rows_w", "v_bytes", "asks", "strips",
 )  # fmt: skip
