@@ -1,4 +1,4 @@
-"""Lines of y asked for while the sums go on: exactly those that a block writes, all of them by the time that it does."""
+"""Lines asked for while the sums go on: those that a block writes and those that the next one reads, all of them in time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from kernel_runs import Plain, operands, run_kernel
 from upconv import execute
+from upconv.codegen.target import LINE
 from upconv.kernels import ahead, strassen, winograd, winograd_blocks, winograd_wide
-from upconv.kernels.winograd_tiles import lines
+from upconv.kernels.winograd_tiles import lines, windows
 from upconv.spec import ConvSpec, Problem
-
-FLOATS = 16  # a line's
 
 
 class Poisoned(Plain):
@@ -32,19 +31,20 @@ class Poisoned(Plain):
 
 @pytest.fixture(autouse=True)
 def asking(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """However small y is."""
+    """However small x and y are."""
     monkeypatch.setattr(winograd_blocks, "ASKED_Y", 0)
+    monkeypatch.setattr(winograd_blocks, "ASKED_X", 0)
     monkeypatch.setattr(winograd_blocks, "ASKED_V", 100)
     winograd_blocks.blocking.cache_clear()
     yield
     winograd_blocks.blocking.cache_clear()
 
 
-def problem_of(channels: tuple[int, int], kernel: Any, stride: Any, padding: int, size: tuple[int, ...], batch: int = 1) -> Problem:
-    spec = ConvSpec.make(
-        transposed=True, in_channels=channels[0], out_channels=channels[1], kernel_size=kernel, stride=stride, padding=padding,
-        rank=len(size),
-    )  # fmt: skip
+def problem_of(
+    channels: tuple[int, int], kernel: Any, stride: Any, padding: int, size: tuple[int, ...], batch: int = 1, **more: Any
+) -> Problem:
+    named = {"transposed": True, "kernel_size": kernel, "stride": stride, "padding": padding, "rank": len(size), **more}
+    spec = ConvSpec.make(in_channels=channels[0], out_channels=channels[1], **named)
     return Problem(spec, batch, size, spec.output_size(size))
 
 
@@ -54,60 +54,99 @@ CASES = [
     (winograd, problem_of((24, 12), 4, 2, 1, (4, 4), 70)),  # position by position
     (winograd, problem_of((16, 16), 16, 8, 4, (301,))),
     (winograd_wide, problem_of((16, 8), 24, 16, 3, (100,))),
+    (winograd, problem_of((16, 8), (4, 4, 4), 2, 1, (5, 9, 11))),
+    (winograd, problem_of((16, 24), 3, 1, 1, (19, 40), 2, transposed=False)),
+    (winograd_wide, problem_of((12, 24), 4, 2, 1, (18, 66), 2, transposed=False)),
     (strassen, problem_of((32, 32), 2, 2, 0, (19, 21), 2)),
     (strassen, problem_of((32, 32), (1, 2, 2), (1, 2, 2), 0, (3, 8, 8))),
 ]
 
 
-def written(problem: Problem, how: Any, number: int) -> tuple[set[int], int]:
-    """The places in y, from the first channel on, that block `number` writes of a channel; and the first run's, cropped or not."""
+def columns_of(problem: Problem, how: Any, number: int) -> list[tuple[int, tuple[int, ...]]]:
+    """(image, number in each dimension) of the tiles of block `number`."""
     cut, of = how.cut, lines(problem, how.ways)
     units, longer = divmod(cut.units, cut.pieces)
     part, piece = divmod(number, cut.pieces)
     low, high = ((n * units + min(n, longer)) * cut.unit for n in (piece, piece + 1))
-    found, first = set(), None
+    found = []
     for column in range(low, min(high, cut.length)):
         rest, image = (part, column) if how.by_position else (part * cut.length + column, None)
-        places = []
+        at: tuple[int, ...] = ()
         for line in reversed(of):
-            rest, at = divmod(rest, line.positions)
-            places.append(at * line.out_step - line.crop)
-        w, h, d = places
-        base = (rest if image is None else image) * problem.spec.out_channels * np.prod(problem.output_size)
-        for e in product(*(range(line.out_step) for line in of)):
-            at = (d + e[0], h + e[1], w + e[2])
-            place = int(base + (at[0] * of[1].out_size + at[1]) * of[2].out_size + at[2])
-            inside = all(0 <= n < line.out_size for n, line in zip(at, of, strict=True))
-            first = place + max(0, -w) if first is None else first
-            if inside:
-                found.add(place)
+            rest, here = divmod(rest, line.positions)
+            at = (here, *at)
+        found.append((rest if image is None else image, at))
+    return found
+
+
+def places(
+    image: int, first: tuple[int, ...], counts: tuple[int, ...], sizes: tuple[int, ...], size: int
+) -> list[tuple[int, bool]]:
+    """(place, whether it is in the array) of `counts` elements from `first` on in each dimension; an image is `size` elements."""
+    found = []
+    for e in product(*(range(count) for count in counts)):
+        d, h, w = (a + b for a, b in zip(first, e, strict=True))
+        inside = all(0 <= n < end for n, end in zip((d, h, w), sizes, strict=True))
+        found.append((image * size + (d * sizes[1] + h) * sizes[2] + w, inside))
+    return found
+
+
+def written(problem: Problem, how: Any, number: int) -> tuple[set[int], int]:
+    """The places in y, from the first channel on, that block `number` writes of a channel; and the first run's, cropped or not."""
+    of, every, first = lines(problem, how.ways), set(), None
+    size = problem.spec.out_channels * int(np.prod(problem.output_size))
+    for image, at in columns_of(problem, how, number):
+        start = tuple(n * line.out_step - line.crop for n, line in zip(at, of, strict=True))
+        found = places(image, start, tuple(line.out_step for line in of), tuple(line.out_size for line in of), size)
+        first = found[0][0] + max(0, -start[2]) if first is None else first
+        every |= {place for place, inside in found if inside}
     assert first is not None
-    return found, first
+    return every, first
+
+
+def read(problem: Problem, how: Any, number: int) -> set[int]:
+    """The places in x, from the first channel on, that the windows of block `number` read of a channel."""
+    of, reads, found = lines(problem, how.ways), [window for _, window in windows(problem, how.ways)], set()
+    size = problem.spec.in_channels * int(np.prod(problem.input_size))
+    for image, at in columns_of(problem, how, number):
+        start = tuple(n * line.step + window.origin for n, line, window in zip(at, of, reads, strict=True))
+        counts = tuple(window.reach * way.groups for window, way in zip(reads, how.ways, strict=True))
+        found |= {place for place, inside in places(image, start, counts, tuple(line.size for line in of), size) if inside}
+    return found
 
 
 @pytest.mark.parametrize(("kernel", "problem"), CASES, ids=[str(problem.spec) for _, problem in CASES])
-def test_each_block_asks_for_the_lines_that_it_writes(kernel: Any, problem: Problem) -> None:
+def test_each_block_asks_for_what_it_writes_and_the_next_one_reads(kernel: Any, problem: Problem) -> None:
     target = execute.target()
     if target is None or kernel.rejects(problem, target):
         pytest.skip("no such kernel here")
     how, given = kernel.blocking(problem, target, 1), operands(problem)
-    assert how.asks
-    assert how.splits == 1
-    second, item = how.halves > 1, problem.itemsize
+    assert how.asks_written
+    assert how.asks_read == (how.halves == 1 and not how.by_position and how.splits == 1)
     plane = problem.spec.out_channels // 2 * int(np.prod(problem.output_size))
     for number in range(how.cut.count):
         buffers = Poisoned()
         run_kernel(kernel, problem, given, target, buffers=buffers, only=number)
-        at = how.workspace_bytes - 256 - how.asked_bytes
-        numbers = buffers.kept[0][at : at + how.asked_bytes].view(np.int64)
-        asked = numbers[ahead.ENTRIES :][: numbers[ahead.COUNT]].tolist()
+        to_read = how.workspace_bytes - 256 - how.read_bytes
+        to_write = to_read - how.written_bytes
         wanted, _ = written(problem, how, number)
-        wanted |= {place + plane for place in wanted} if second else set()
-        reached = {entry + i for entry in asked for i in range(FLOATS * 4 // item)}
-        assert wanted <= reached
-        assert reached <= {place + i for place in wanted for i in range(FLOATS)}
-        assert len(asked) <= len(wanted)
-        assert numbers[ahead.LEFT] == 0  # the last chunk's tiles asked for all of it
+        wanted |= {place + plane for place in wanted} if how.halves > 1 else set()
+        check(buffers.kept[0][to_write:to_read], wanted, problem)
+        if how.asks_read and number + 1 < how.cut.count:  # the next one of a single thread's
+            check(buffers.kept[0][to_read : to_read + how.read_bytes], read(problem, how, number + 1), problem)
+
+
+def check(memory: NDArray[Any], wanted: set[int], problem: Problem) -> None:
+    """The list in memory holds every line of what is wanted, a few of its borders beside, and all of it was asked for."""
+    numbers, line = memory.view(np.int64), LINE // problem.itemsize
+    asked = numbers[ahead.ENTRIES :][: numbers[ahead.COUNT]].tolist()
+    assert len(asked) == numbers[ahead.COUNT]
+    reached = {entry + i for entry in asked for i in range(line)}
+    assert wanted <= reached
+    near = {place + i for place in wanted for i in range(-2 * line, 2 * line)}
+    assert len(reached - near) <= len(reached) // 2  # rows beyond an image's end
+    assert len(asked) <= len(wanted)
+    assert numbers[ahead.LEFT] == 0
 
 
 def test_a_case_begins_where_no_run_has_ended() -> None:
@@ -126,6 +165,6 @@ def test_layers_whose_lines_stay_in_the_caches_do_not_ask(monkeypatch: pytest.Mo
         pytest.skip("no code can be made here")
     monkeypatch.setattr(winograd_blocks, "ASKED_Y", 4)
     winograd_blocks.blocking.cache_clear()
-    assert not winograd.blocking(problem_of((24, 8), 4, 2, 1, (21, 33)), target, 1).asks
-    assert winograd.blocking(problem_of((24, 8), 4, 2, 1, (21, 3300), 9), target, 1).asks
-    assert not winograd.blocking(problem_of((512, 8), 4, 2, 1, (21, 3300), 9), target, 1).asks
+    assert not winograd.blocking(problem_of((24, 8), 4, 2, 1, (21, 33)), target, 1).asks_written
+    assert winograd.blocking(problem_of((24, 8), 4, 2, 1, (21, 3300), 9), target, 1).asks_written
+    assert not winograd.blocking(problem_of((512, 8), 4, 2, 1, (21, 3300), 9), target, 1).asks_written

@@ -1,21 +1,21 @@
-"""The lines of y that a block will write, asked for while its sums go on.
+"""Lines asked for while the sums of a block go on: those of y that it will write, those of x that the next one will read.
 
-Sums of a block come from the caches, one GEMM after the other, and memory has nothing to do; then all of them are stored, and
-there is nothing to do but to wait for memory. So the places of a channel's lines are listed once a task, and every register tile
-asks for its share of them: they are there when the sums are.
+Sums of a block come from the caches, one GEMM after the other, and memory has nothing to do; then all of them are stored, and the
+next block's windows read, and there is nothing to do but to wait for memory. So the places of a channel's lines are listed once a
+task, and every register tile asks for its share of them: they are there when the sums are.
 """
 
 from __future__ import annotations
 
-from upconv.codegen.ir import SIZES, Function, Value
+from upconv.codegen.ir import SIZES, Function, Int, Value
 from upconv.codegen.target import LINE
 from upconv.kernels import columns
 from upconv.kernels.job import Slots
 from upconv.kernels.microkernel import Finish, Tile
 
 COUNT, RATE, NEXT, LEFT, PLANE, STEP, BASE, ENTRIES = range(8)
-"""Numbers in front of the list: its entries, how many a tile asks for, the next one, the planes that are left, this plane's place
-in y and the next one's distance, and y itself."""
+"""Numbers in front of a list: its entries, how many a tile asks for, the next one, the planes that are left, this plane's place and
+the next one's distance, and the array that they are in."""
 
 NOWHERE = -(1 << 62)
 """The end of no run."""
@@ -26,18 +26,24 @@ def size(entries: int) -> int:
     return 8 * (ENTRIES + entries)
 
 
-def most_entries(room: int, rows: int, step: int, item: int, halves: int) -> int:
-    """Entries that a block of `room` columns has at most: `rows` rows of y a column, `step` elements of each."""
-    return halves * rows * room * (1 + -(-step * item // LINE))
+def most_written(room: int, rows: int, step: int, item: int) -> int:
+    """Entries of what a block of `room` columns writes, at most: `rows` rows of y a column, `step` elements of each."""
+    return rows * room * (1 + -(-step * item // LINE))
 
 
-def emit_list(element: str, lanes: int, slots: Slots, halves: int) -> Function:
-    """`list_lines(job, table, room, vectors, list)`: the places in a plane of y of all lines that a block writes there.
+def most_read(room: int, rows: int, step: int, reach: int, item: int, positions: int) -> int:
+    """Entries of what a block reads, at most: `rows` rows of x a column, `step` elements apart and `reach` long."""
+    parts = room // positions + 2  # rows of columns that it is in
+    return rows * (parts + -(-(room * step + parts * reach) * item // LINE))
+
+
+def emit_written(element: str, lanes: int, slots: Slots, halves: int) -> Function:
+    """`written(job, table, room, vectors, list)`: the places in a plane of y of all lines that a block writes there.
 
     Runs that follow one another in y are taken as one. With two halves, the lines are those of two planes, `channels_out` apart.
     """
     arguments = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("vectors", "i64"), ("list", "ptr")]
-    f = Function("list_lines", arguments, attributes="internal noinline nounwind")
+    f = Function("written", arguments, attributes="internal noinline nounwind")
     job, table, room, vectors, numbers = f.arguments
     p, numbers, line = columns.parts(table, room, lanes), numbers.of("i64"), LINE // SIZES[element]
     names = ("out_d", "out_h", "out_w", "out_step_d", "out_step_h", "channels_out", "y_channel")
@@ -68,28 +74,64 @@ def emit_list(element: str, lanes: int, slots: Slots, halves: int) -> Function:
     return f
 
 
-def emit_begin(f: Function, numbers: Value, y: Value, plane: Value, step: Value, planes: Value, tiles: Value) -> None:
-    """Has the next `tiles` register tiles ask for the lines of `planes` planes of y, from `plane` on, `step` elements apart."""
+def emit_read(element: str, slots: Slots, reach: tuple[int, int]) -> Function:
+    """`read(job, low, high, list)`: the places in a plane of x of all lines that windows of columns low..high-1 read there.
+
+    `reach` is a window's rows, and the elements of each.
+    """
+    arguments = [("job", "ptr"), ("low", "i64"), ("high", "i64"), ("list", "ptr")]
+    f = Function("read", arguments, attributes="internal noinline nounwind")
+    job, low, high, numbers = f.arguments
+    numbers = numbers.of("i64")
+    names = ("rows_d", "rows_h", "rows_w", "step_d", "step_h", "step_w", "x_d", "x_h", "x_image", "outer_count")
+    s = {name: slots.read(f, job, name) for name in names}
+    outer, count = slots.pointer(f, job, "outer", "i64"), numbers[COUNT]
+    f.store(f.value(0), count)
+    with (
+        f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row") as row,
+        f.loop(0, s["outer_count"], name="outer") as o,
+        f.loop(0, reach[0], name="e") as e,
+    ):
+        start, h, rest = row * s["rows_w"], row % s["rows_h"], row // s["rows_h"]
+        d, n = rest % s["rows_d"], rest // s["rows_d"]
+        place = n * s["x_image"] + d * s["step_d"] * s["x_d"] + (h * s["step_h"] + e) * s["x_h"] + f.load("i64", outer[o * 4 + 3])
+        first, last = f.maximum(low - start, 0) * s["step_w"], (f.minimum(high - start, s["rows_w"]) - 1) * s["step_w"]
+        with f.loop(place + first, place + last + reach[1], LINE // SIZES[element], name="line") as at:
+            entry = f.load("i64", count)
+            f.store(at, numbers[ENTRIES + entry])
+            f.store(entry + 1, count)
+    return f
+
+
+def emit_begin(f: Function, numbers: Value, array: Value, plane: Int, step: Value, planes: Value, tiles: Value) -> None:
+    """Has the next `tiles` register tiles ask for a list's lines in `planes` planes, from `plane` on, `step` elements apart."""
     numbers = numbers.of("i64")
     each = f.maximum(tiles // planes, 1)
     rate = (f.load("i64", numbers[COUNT]) + (each - 1)) // each
-    for at, value in ((RATE, rate), (NEXT, f.value(0)), (LEFT, planes), (PLANE, plane), (STEP, step), (BASE, y)):
-        f.store(value, numbers[at])
+    values = ((RATE, rate), (NEXT, 0), (LEFT, planes), (PLANE, plane), (STEP, step), (BASE, array))
+    for at, value in values:
+        f.store(f.value(value), numbers[at])
+
+
+def emit_nothing(f: Function, numbers: Value) -> None:
+    """A list that no tile asks for."""
+    f.store(f.value(0), numbers.of("i64")[LEFT])
 
 
 def asking(element: str) -> Finish:
-    """Tiles that ask for their share of a list's lines, and leave their sums."""
+    """Tiles that ask for their share of both lists, and leave their sums."""
 
     def ask(f: Function, tile: Tile, ir: Value, given: list[Value]) -> None:
-        numbers = given[0].of("i64")
-        rate, first, count, left, plane = (f.load("i64", numbers[at]) for at in (RATE, NEXT, COUNT, LEFT, PLANE))
-        with f.when(left > 0, name="ask"):
-            y = f.load_pointer(numbers[BASE], element)[plane]
-            with f.loop(first, f.minimum(first + rate, count), name="line") as entry:
-                f.prefetch(y[f.load("i64", numbers[ENTRIES + entry])], write=True)
-            done = first + rate >= count
-            f.store(f.select(done, 0, first + rate), numbers[NEXT])
-            f.store(f.select(done, left - 1, left), numbers[LEFT])
-            f.store(f.select(done, plane + f.load("i64", numbers[STEP]), plane), numbers[PLANE])
+        for numbers, write in zip((n.of("i64") for n in given), (True, False), strict=True):
+            left = f.load("i64", numbers[LEFT])
+            with f.when(left > 0, name="ask"):
+                rate, first, count, plane = (f.load("i64", numbers[at]) for at in (RATE, NEXT, COUNT, PLANE))
+                array = f.load_pointer(numbers[BASE], element)[plane]
+                with f.loop(first, f.minimum(first + rate, count), name="line") as entry:
+                    f.prefetch(array[f.load("i64", numbers[ENTRIES + entry])], write=write)
+                done = first + rate >= count
+                f.store(f.select(done, 0, first + rate), numbers[NEXT])
+                f.store(f.select(done, left - 1, left), numbers[LEFT])
+                f.store(f.select(done, plane + f.load("i64", numbers[STEP]), plane), numbers[PLANE])
 
-    return Finish("asking", "", (("asked", "ptr"),), ask, None)
+    return Finish("asking", "", (("to_write", "ptr"), ("to_read", "ptr")), ask, None)

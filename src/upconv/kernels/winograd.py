@@ -184,7 +184,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
         "lines_bytes": how.lines_bytes, "quads_bytes": how.quads_bytes, "m_bytes": how.m_bytes,
-        "v_bytes": how.v_bytes, "asks": int(how.asks), "strips": int(_point_table(problem, how)[:, 1].sum()),
+        "v_bytes": how.v_bytes, "written_bytes": how.written_bytes, "asks_written": int(how.asks_written),
+        "asks_read": int(how.asks_read), "strips": int(_point_table(problem, how)[:, 1].sum()),
         "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
     }  # fmt: skip
     tables = {

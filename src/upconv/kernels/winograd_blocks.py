@@ -56,10 +56,11 @@ blocks of one position each should leave. Measured."""
 EQUAL = 0.97
 """The share of the busiest thread's time that blocks more alike, which end in narrow tiles, should leave."""
 
-ASKED_V, ASKED_DEPTH, ASKED_Y = 1.2, 256, 4
-"""Where the lines that a block will write are asked for while its sums go on: V takes at most so many second-level caches, sums are
-shorter than so many products, and y takes at least so many caches. Measured: 1.00 to 1.24 times as fast over 39 layers, 1.035 in
-the mean; elsewhere lines are in the caches anyway, few, or gone again before they are written (0.97 to 1.0)."""
+ASKED_V, ASKED_DEPTH, ASKED_Y, ASKED_X = 1.2, 256, 4, 12
+"""Where lines are asked for while the sums go on: V takes at most so many second-level caches, sums are shorter than so many
+products, and y (x) takes at least so many caches. Measured: for y 1.00 to 1.24 times as fast over 39 layers, 1.035 in the mean, for
+x 0.97 to 1.15 over 24, 1.02 in the mean; elsewhere lines are in the caches anyway, few, or gone again before their time (0.97 to
+1.0)."""
 
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
@@ -89,9 +90,12 @@ class Blocking:
     quads_bytes: int
     m_bytes: int
     v_bytes: int
-    asks: bool
+    asks_written: bool
     """Whether the lines that a block will write are asked for while its sums go on."""
-    asked_bytes: int
+    asks_read: bool
+    """Whether those that the next one will read are."""
+    written_bytes: int
+    read_bytes: int
     useless: tuple[bool, bool]
     """Whether the last tiles of the two inner dimensions leave out the last point of their windows."""
 
@@ -115,7 +119,8 @@ class Blocking:
             self.quads_bytes,
             self.m_bytes,
             self.v_bytes,
-            self.asked_bytes,
+            self.written_bytes,
+            self.read_bytes,
         )
         return sum(parts) + 256
 
@@ -307,9 +312,13 @@ def sized(
     d_line, h_line, w_line = lines(problem, ways)
     out_step, out_rows = w_line.out_step, d_line.out_step * h_line.out_step
     v_bytes = round_up(products * v_point * item, 64)
-    asks = out_step > 1 and v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH  # at 1, rows are pieces shorter than a line
-    asks = asks and prod(problem.output_shape) * item >= ASKED_Y * target.l2
-    asked = ahead.size(ahead.most_entries(room, out_rows, out_step, item, halves) if asks else 0)
+    near, apart = v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH, halves == 1 and cut.parts > 1
+    asks_written = near and out_step > 1 and prod(problem.output_shape) * item >= ASKED_Y * target.l2  # at 1, rows are short pieces
+    asks_read = near and halves == 1 and splits == 1 and not apart and all(way.groups == 1 for way in ways[1:])
+    asks_read = asks_read and prod(problem.input_shape) * item >= ASKED_X * target.l2
+    written = halves * ahead.most_written(room, out_rows, out_step, item) if asks_written else 0
+    in_rows = ways[0].groups * in_steps[0] * code.window[0]
+    read = ahead.most_read(room, in_rows, w_line.step, code.window[1], item, w_line.positions) if asks_read else 0
     return Blocking(
         tile=tile, halves=halves, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
         splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / _part(tiling, halves))),
@@ -320,8 +329,9 @@ def sized(
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
         quads_bytes=round_up(4 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if halves > 1 else 0,
         m_bytes=round_up(products * m_point * item, 64), v_bytes=v_bytes,
-        asks=asks, asked_bytes=round_up(asked, 64),
-        useless=useless(problem, ways, halves == 1 and cut.parts > 1),
+        asks_written=asks_written, asks_read=asks_read,
+        written_bytes=round_up(ahead.size(written), 64), read_bytes=round_up(ahead.size(read), 64),
+        useless=useless(problem, ways, apart),
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     tile, lanes, (_, way_h, way_w) = code.tile, code.tile.lanes, code.ways
     m, lines, line, y = (pointer.of(tile.element) for pointer in (m, lines, line, y))
     names = (
-        "asks", "m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w",
+        "asks_written", "m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w",
         "channels_out",
     )  # fmt: skip
     s = {name: SLOTS.read(f, job, name) for name in names}
@@ -104,7 +104,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
             for at in range(0, lanes * code.store.step, line):
                 f.prefetch(plane[out + at], write=True)
         else:
-            with f.loop(0, f.select(s["asks"] > 0, 0, s["out_step_w"] * lanes), line, name="ahead") as further:
+            with f.loop(0, f.select(s["asks_written"] > 0, 0, s["out_step_w"] * lanes), line, name="ahead") as further:
                 f.prefetch(plane[out + further], write=True)
 
 
@@ -117,7 +117,8 @@ def emit(code: Code) -> str:
         do_place.append(columns.emit_place_images(tile.lanes, SLOTS))
     do_find = emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
     do_input, do_output = emit_input(code), _emit_output(code, writer)
-    do_list = ahead.emit_list(tile.element, tile.lanes, SLOTS, code.halves)
+    do_written = ahead.emit_written(tile.element, tile.lanes, SLOTS, code.halves)
+    do_read = ahead.emit_read(tile.element, SLOTS, code.window)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
@@ -130,7 +131,8 @@ def emit(code: Code) -> str:
             parts.append(workspace[at].of(tile.element))
             at = at + s[name]
         (found, line, lines, quads, m), v = parts, workspace[at].of(tile.element)
-        asked = workspace[at + s["v_bytes"]]
+        to_write = workspace[at + s["v_bytes"]]
+        to_read = to_write[s["written_bytes"]]
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
@@ -141,21 +143,29 @@ def emit(code: Code) -> str:
         last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         f.call(do_find, [job, table, s["room"], found, vectors])
         f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, quads])
-        f.store(f.value(0), asked.of("i64")[ahead.LEFT])
-        with f.when(s["asks"] > 0, name="list"):
-            f.call(do_list, [job, table, s["room"], vectors, asked])
+        ahead.emit_nothing(f, to_write)
+        ahead.emit_nothing(f, to_read)
+        first = split * s["chunks_a_split"]
+        last_chunk = f.minimum(first + s["chunks_a_split"], s["chunks"])
+        register_tiles = s["strips"] * (wide // tile.width + wide % tile.width // tile.lanes)
+        with f.when(s["asks_written"] > 0, name="written"):
+            f.call(do_written, [job, table, s["room"], vectors, to_write])
+        following = position + SLOTS.read(f, job, "ticket")  # this thread's next block, if all threads are as fast
+        with f.when((s["asks_read"] > 0) & (following < s["block_count"]), name="read"):
+            next_low, next_width = columns.emit_cut(f, s, following)
+            f.call(do_read, [job, next_low, next_low + next_width, to_read])
+            every = register_tiles * (last_chunk - first)
+            ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.halves, every)
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
         strip = s["depth"] * tile.rows
         with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven else 0, tile.lanes, name="zero") as i:
             f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
-        first = split * s["chunks_a_split"]
-        with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
+        with f.loop(first, last_chunk, name="ic") as ic:
             channel = ic * s["chunk"]
             number_out = group * s["group_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
-            with f.when(s["asks"] > 0, name="begin"):
-                tiles = s["strips"] * (wide // tile.width + wide % tile.width // tile.lanes)
-                ahead.emit_begin(f, asked, y, number_out * s["y_channel"], s["y_channel"], several, tiles)
+            with f.when(s["asks_written"] > 0, name="begin"):
+                ahead.emit_begin(f, to_write, y, number_out * s["y_channel"], s["y_channel"], several, register_tiles)
             with f.loop(0, len(code.points) * PRODUCTS[code.halves], name="point") as point:
                 first_strip, strips, first_row, rows, *only_last = (f.load("i64", points[point * POINT + i]) for i in range(POINT))
                 for here, only in zip(last, only_last, strict=True):
@@ -166,17 +176,18 @@ def emit(code: Code) -> str:
                 sizes: list[Int] = [taps, s["depth_part"], rows, tile.width]
                 a, b = left[first_row * tile.rows], right[first_row * tile.width]
                 block = (a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide)
-                microkernel.emit_block(f, tile, do_tiles, *block, finishing=lambda jr: [asked])
+                microkernel.emit_block(f, tile, do_tiles, *block, finishing=lambda jr: [to_write, to_read])
             plane = y[number_out * s["y_channel"]]
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, *do_place, do_find, do_input, do_list, *writer.functions, do_output, entry])
+    return module([*do_tiles, *do_place, do_find, do_input, do_written, do_read, *writer.functions, do_output, entry])
 
 
 _TASK_SLOTS = (
     *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
     "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
     "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes", "by_position", "last_h",
-    "last_w", "rows_h", "rows_w", "v_bytes", "asks", "strips",
+    "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips",
+    "x_channel", "channels_in",
 )  # fmt: skip

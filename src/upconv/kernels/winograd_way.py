@@ -25,7 +25,7 @@ SLOTS = jobs.Slots(
                 "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
                 "x_group", "x_half", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
                 "line_bytes", "lines_bytes", "quads_bytes", "v_bytes", "by_position", "last_h",
-                "last_w", "asks", "strips",
+                "last_w", "asks_written", "asks_read", "written_bytes", "strips",
             )
         )
     )
@@ -56,6 +56,11 @@ class Code:
         """Elements of x that are read for a window in the two inner dimensions: in w as whole pieces hold."""
         h, w = (p * way.window for p, way in zip(self.planes, self.ways[1:], strict=True))
         return h, round_up(w, 4) if self.ways[2].transformed else w
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Elements of x that a window's points need in the two inner dimensions."""
+        return self.reach[0], self.planes[1] * self.ways[2].window
 
     @property
     def points(self) -> list[tuple[int, int]]:
