@@ -59,7 +59,9 @@ def emit_masks(panel: Panel, slots: Slots) -> Function:
         with f.loop(0, vectors, name="v") as v:
             mask = columns.inside(f, s, p, v * lanes, lanes, (ed, eh, ew))
             index, along = f.load(panel.mask, p.index[v * lanes]), f.iota(lanes, panel.step, "i32")
-            neighbours, whole = columns.full(f, f.compare("eq", index, along), lanes), columns.full(f, mask, lanes)
+            outside = f._op("xor", mask, f.splat_int(1, mask.type))
+            near = f._op("or", f.compare("eq", index, along), outside)  # what lies outside is not read, wherever it is
+            neighbours, whole = columns.full(f, near, lanes), columns.full(f, mask, lanes)
             inexact = f.select(neighbours, _NEIGHBOURS, _APART) if panel.step == 1 else f.value(_APART)
             entry = entries[v * panel.entry]
             f.store(f.load("i64", p.places[v * lanes]) + place, entry)
