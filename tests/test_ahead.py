@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -57,6 +58,7 @@ CASES = [
     (winograd, problem_of((16, 8), (4, 4, 4), 2, 1, (5, 9, 11))),
     (winograd, problem_of((16, 24), 3, 1, 1, (19, 40), 2, transposed=False)),
     (winograd_wide, problem_of((12, 24), 4, 2, 1, (18, 66), 2, transposed=False)),
+    (winograd, replace(problem_of((16, 12), 4, 2, 1, (9, 30)), dtype="float64")),
     (strassen, problem_of((32, 32), 2, 2, 0, (19, 21), 2)),
     (strassen, problem_of((32, 32), (1, 2, 2), (1, 2, 2), 0, (3, 8, 8))),
 ]

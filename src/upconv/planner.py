@@ -22,6 +22,10 @@ REORDERED, REORDERING = 7e9, 20e-6
 """Bytes a second and thread, read and written, of reordering between channels-first and channels-last; and the seconds that the
 two calls more take. Measured."""
 
+ALONE = 40e-6
+"""Estimated seconds on all threads up to which one thread runs a call: waking another takes as long. Measured in bursts after a pause
+(PyTorch's pool, busy neighbours): 0.26 to 0.28 ms on two threads for what one does in 0.18; in a tight loop two are faster."""
+
 
 @dataclass(frozen=True, slots=True)
 class Advice:
@@ -125,7 +129,7 @@ def make_last(problem: Problem, target: Target | None, threads: int, precise: bo
         rejected += [
             (k.NAME, f"{(other + reordering) / cost:.1f}x the estimated time, reordering included") for other, k, _ in offers
         ]
-        used = 1 if cost < 25e-6 else min(threads, kernel.tasks(problem, how))
+        used = 1 if cost < ALONE else min(threads, kernel.tasks(problem, how))
         name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
         return Plan(problem, target, used, kernel.NAME, name, note, how, tuple(rejected))
     return None
@@ -154,7 +158,7 @@ def make(problem: Problem, target: Target | None, threads: int, advice: Advice |
     for cost, k, _ in offers[1:]:
         measured = None if advice is None else advice.against(k.NAME)
         rejected.append((k.NAME, measured or f"{cost / best:.1f}x the estimated time"))
-    few = best < 25e-6 if advice is None else advice.threads == 1
+    few = best < ALONE if advice is None else advice.threads == 1
     used = 1 if few else min(threads, kernel.tasks(problem, how))
     name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
     if advice is not None:
