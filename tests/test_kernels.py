@@ -24,8 +24,8 @@ PROTOCOL = (
     "NAME", "SLOTS", "rejects", "blocking", "code_name", "code_parameters", "emit", "weight_layout", "bind", "cost", "macs",
     "tasks", "packing", "describe",
 )  # fmt: skip
-few = settings(max_examples=20, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
-many = settings(max_examples=80, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+few = settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+many = settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
 def takes(module: Any, problem: Problem, level: str = LEVELS[0]) -> bool:

@@ -23,8 +23,8 @@ REORDERED, REORDERING = 7e9, 20e-6
 two calls more take. Measured."""
 
 ALONE = 40e-6
-"""Estimated seconds on all threads up to which one thread runs a call: waking another takes as long. Measured in bursts after a pause
-(PyTorch's pool, busy neighbours): 0.26 to 0.28 ms on two threads for what one does in 0.18; in a tight loop two are faster."""
+"""Estimated seconds on all threads up to which one thread runs a call: waking another takes as long. Measured in bursts after a
+pause (PyTorch's pool, busy neighbours): 0.26 to 0.28 ms on two threads where one takes 0.18; in a tight loop two are faster."""
 
 
 @dataclass(frozen=True, slots=True)

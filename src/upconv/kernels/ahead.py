@@ -94,12 +94,8 @@ def emit_read(element: str, slots: Slots, reach: tuple[int, int]) -> Function:
     ):
         start, h, rest = row * s["rows_w"], row % s["rows_h"], row // s["rows_h"]
         d, n = rest % s["rows_d"], rest // s["rows_d"]
-        place = (
-            n * s["x_image"]
-            + d * s["step_d"] * s["x_d"]
-            + (h * s["step_h"] + e) * s["x_h"]
-            + f.load("i64", outer[o * panel.READ + 3])
-        )
+        origin = f.load("i64", outer[o * panel.READ + 3])
+        place = origin + n * s["x_image"] + d * s["step_d"] * s["x_d"] + (h * s["step_h"] + e) * s["x_h"]
         first, last = f.maximum(low - start, 0) * s["step_w"], (f.minimum(high - start, s["rows_w"]) - 1) * s["step_w"]
         with f.loop(place + first, place + last + reach[1], LINE // SIZES[element], name="line") as at:
             entry = f.load("i64", count)
