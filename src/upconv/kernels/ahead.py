@@ -48,8 +48,8 @@ def emit_written(element: str, lanes: int, slots: Slots, halves: int) -> Functio
     p, numbers, line = columns.parts(table, room, lanes), numbers.of("i64"), LINE // SIZES[element]
     names = ("out_d", "out_h", "out_w", "out_step_d", "out_step_h", "channels_out", "y_channel")
     s = {name: slots.read(f, job, name) for name in names}
-    count, end, following = (numbers[at] for at in (COUNT, PLANE, NEXT))
-    f.store(f.value(0), count)
+    end, following = (numbers[at] for at in (PLANE, NEXT))
+    f.store(f.value(0), numbers[COUNT])
     f.store(f.value(NOWHERE), end)
     with (
         f.loop(0, halves, name="half") as half,
@@ -64,14 +64,19 @@ def emit_written(element: str, lanes: int, slots: Slots, halves: int) -> Functio
         first = half * s["channels_out"] * s["y_channel"] + place + (d * s["out_h"] + h) * s["out_w"]
         last = first + f.select(there, high - low, 0)
         begin = f.select(first.equals(f.load("i64", end)), f.load("i64", following), first)
-        f.store(begin, following)
-        with f.loop(begin, last, line, name="line") as at:
-            entry = f.load("i64", count)
-            f.store(at, numbers[ENTRIES + entry])
-            f.store(entry + 1, count)
-            f.store(at + line, following)
+        _append(f, numbers, begin, last, line)
+        f.store(begin + f.maximum(last - begin + (line - 1), 0) // line * line, following)
         f.store(last, end)
     return f
+
+
+def _append(f: Function, numbers: Value, first: Value, last: Value, line: int) -> None:
+    """Lists the places first, first + line, ... below last."""
+    count = numbers[COUNT]
+    with f.loop(first, last, line, name="line") as at:
+        entry = f.load("i64", count)
+        f.store(at, numbers[ENTRIES + entry])
+        f.store(entry + 1, count)
 
 
 def emit_read(element: str, slots: Slots, reach: tuple[int, int]) -> Function:
@@ -85,8 +90,8 @@ def emit_read(element: str, slots: Slots, reach: tuple[int, int]) -> Function:
     numbers = numbers.of("i64")
     names = ("rows_d", "rows_h", "rows_w", "step_d", "step_h", "step_w", "x_d", "x_h", "x_image", "outer_count")
     s = {name: slots.read(f, job, name) for name in names}
-    outer, count = slots.pointer(f, job, "outer", "i64"), numbers[COUNT]
-    f.store(f.value(0), count)
+    outer = slots.pointer(f, job, "outer", "i64")
+    f.store(f.value(0), numbers[COUNT])
     with (
         f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row") as row,
         f.loop(0, s["outer_count"], name="outer") as o,
@@ -97,10 +102,7 @@ def emit_read(element: str, slots: Slots, reach: tuple[int, int]) -> Function:
         origin = f.load("i64", outer[o * panel.READ + 3])
         place = origin + n * s["x_image"] + d * s["step_d"] * s["x_d"] + (h * s["step_h"] + e) * s["x_h"]
         first, last = f.maximum(low - start, 0) * s["step_w"], (f.minimum(high - start, s["rows_w"]) - 1) * s["step_w"]
-        with f.loop(place + first, place + last + reach[1], LINE // SIZES[element], name="line") as at:
-            entry = f.load("i64", count)
-            f.store(at, numbers[ENTRIES + entry])
-            f.store(entry + 1, count)
+        _append(f, numbers, place + first, place + last + reach[1], LINE // SIZES[element])
     return f
 
 

@@ -303,17 +303,17 @@ def emit_rows(writer: Writer, slots: Slots, sums: int = 1) -> Function:
                     of = rows[a] if isinstance(a, int) else rows_of(a)
                     return reduce(f.fadd, [f.load(writer.store.type, row[(v - first) * lanes]) for row in of])
 
-                _ask_next(f, writer.store, plane[s["y_channel"] + to.row + parts.vector(f, v, columns.OUT)], s["out_step_w"])
+                emit_ask(f, writer.store, plane[s["y_channel"] + to.row + parts.vector(f, v, columns.OUT)], s["out_step_w"])
                 emit_vector(f, writer, to, parts, v, stream, offset, s["out_step_w"])
     return f
 
 
-def _ask_next(f: Function, store: Store, place: Value, step: Value) -> None:
-    """Asks for the lines of a vector's outputs in the next channel: the sums come from the cache, and only these from memory."""
+def emit_ask(f: Function, store: Store, place: Value, step: Int) -> None:
+    """Asks for the lines of a vector's outputs at a place, one channel on: sums come from the cache, only these from memory."""
     line = LINE // SIZES[store.element]
     if store.step:
         for at in range(0, store.lanes * store.step, line):
             f.prefetch(place[at], write=True)
     else:
-        with f.loop(0, step * store.lanes, line, name="ask") as at_:
+        with f.loop(0, f.value(step) * store.lanes, line, name="ask") as at_:
             f.prefetch(place[at_], write=True)

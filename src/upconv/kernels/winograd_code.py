@@ -11,7 +11,6 @@ from itertools import product
 import numpy as np
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
-from upconv.codegen.target import LINE
 from upconv.kernels import ahead, columns, microkernel, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, SUM
@@ -99,13 +98,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
         for i in range(lanes):
             f.prefetch(plane[f.load("i64", p.outs[v * lanes + i])], write=True)
     with f.otherwise(alone, name="along"):
-        line = LINE // SIZES[code.tile.element]
-        if code.store.step:
-            for at in range(0, lanes * code.store.step, line):
-                f.prefetch(plane[out + at], write=True)
-        else:
-            with f.loop(0, f.select(s["asks_written"] > 0, 0, s["out_step_w"] * lanes), line, name="ahead") as further:
-                f.prefetch(plane[out + further], write=True)
+        store.emit_ask(f, code.store, plane[out], f.select(s["asks_written"] > 0, 0, s["out_step_w"]))
 
 
 def emit(code: Code) -> str:
