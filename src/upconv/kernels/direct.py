@@ -271,9 +271,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
     if _fused(problem, how):
         stored /= 3  # the sums are still in registers, and the lines that they go to have been asked for
-    moved = (prod(problem.input_shape) * how.splits * packed + prod(problem.output_shape)) * problem.itemsize
+    read = how.splits * packed + 1 - packed
+    moved = (prod(problem.input_shape) * read + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
-    streamed += prod(problem.input_shape) * (1 - packed) * problem.itemsize
     return microkernel.seconds(target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
 
 

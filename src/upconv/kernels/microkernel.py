@@ -91,6 +91,10 @@ def step_cycles(tile: Tile) -> float:
     return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.3 + 0.1 * tile.vectors
 
 
+END = 12.0
+"""Cycles that a tile takes besides its steps and the storing of its sums. Measured."""
+
+
 MOVED, STREAMED = 10e9, 10e9
 """Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on."""
 

@@ -29,11 +29,11 @@ from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
 from upconv.kernels.winograd_blocks import (
-    END,
     Blocking,
     back_cycles,
     code_of,
     columns_cycles,
+    held_up,
     positions,
     tiles_of,
     transform_cycles,
@@ -308,7 +308,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * rows * how.depth * how.points * PRODUCTS[how.halves] / spec.groups * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
-    return microkernel.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
+    seconds = microkernel.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
+    return seconds * held_up(tasks(problem, how), threads)
 
 
 def _gemm_cycles(problem: Problem, how: Blocking) -> float:
@@ -321,7 +322,7 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     for count, size in how.cut.sizes():
         columns_ = ceil(size / how.halves)
         wide, narrow = tiles_of(tile, columns_)
-        ending = wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
+        ending = wide * (tile.vectors * tile.rows + microkernel.END) + narrow * (tile.rows + microkernel.END)
         cycles += count * (strips * columns_cycles(tile, columns_) + ends * ending)
     return cycles * how.chunks * problem.spec.groups
 

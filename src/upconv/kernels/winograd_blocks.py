@@ -43,9 +43,6 @@ windows are wide. Measured."""
 BACK, WIDE_BACK = {1: 2.0, 2: 26.0}, 3.0
 """Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
 
-END = 12.0
-"""Cycles that a tile takes besides its steps and the storing of its sums. Measured."""
-
 FEW = 4096
 """Tiles an image up to which the register tile is chosen for their number."""
 
@@ -265,8 +262,6 @@ def _shared(
     """(time of the busiest thread, shares): into how many shares to cut the chunks of each block, each transforming its input anew.
 
     `needed` is the share of the products that is not left out.
-    Tasks that are fewer than three a thread leave none for it to give away where another is held up: one a thread instead of
-    three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
     """
     spec = tiling.spec
     chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
@@ -276,13 +271,19 @@ def _shared(
     sizes = [(count * spec.groups, columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
     def time(splits: int) -> float:
-        tasks = _tasks(sizes, chunks, splits, transform)
-        alone = 0.03 * max(0.0, 3.0 - parts * splits / threads) ** 2
-        return jobs.busiest(tasks, threads) * (1 + alone)
+        return jobs.busiest(_tasks(sizes, chunks, splits, transform), threads) * held_up(parts * splits, threads)
 
     most = max(1, min(chunks, ceil(8 * threads / parts))) if threads > 1 else 1
     offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, most + 1)}
     return min((time(splits), splits) for splits in offers)
+
+
+def held_up(tasks: int, threads: int) -> float:
+    """How many times as long so few tasks take: fewer than three a thread leave none to give away where a thread is held up.
+
+    One a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
+    """
+    return 1 + 0.03 * max(0.0, 3.0 - tasks / threads) ** 2
 
 
 def _tasks(sizes: list[tuple[int, float]], chunks: int, splits: int, transform: float) -> list[tuple[int, float]]:
