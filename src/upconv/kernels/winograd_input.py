@@ -21,7 +21,7 @@ from upconv.kernels.winograd_way import SLOTS, Code, combine
 
 
 def emit_windows(code: Code) -> Function:
-    """`windows(job, table, room, found, vectors)`: which vectors of tiles lie within x, and masks for those that do not.
+    """`windows(job, table, room, found, vectors)`: which vectors of tiles lie within x, and masks for the others.
 
     Masks are [outer][row of the window][tile][column of the window].
     """
@@ -37,16 +37,20 @@ def emit_windows(code: Code) -> Function:
     outer = SLOTS.pointer(f, job, "outer", "i64")
     first, final = (tuple(f.load("i64", outer[at * panel.READ + i]) for i in range(3)) for at in (f.value(0), s["outer_count"] - 1))
     last = (final[0], final[1] + (reach_h - 1), final[2] + (reach_w - 1))
-    with f.loop(0, vectors, name="v") as v:
-        low, high = (columns.inside(f, s, p, v * lanes, lanes, (e[0], e[1], e[2])) for e in (first, last))
-        interior = f.select(columns.full(f, f._op("and", low, high), lanes), 1, 0)
-        f.store(interior, p.vectors[v * columns.VECTOR + columns.READER])
     type_, i32 = vector("i32", reach_w), "i32"
     along = f.iota(reach_w, 1, i32)
     size_w = f.splat(f.truncated(s["size_w"]), type_)
-    with f.loop(0, s["outer_count"], name="outer") as o, f.loop(0, reach_h, name="row") as e:
-        ed, eh, ew = (f.load("i64", outer[o * panel.READ + i]) for i in range(3))
-        with f.loop(0, vectors * lanes, name="tile") as t:
+    with f.loop(0, vectors, name="v") as v:
+        low, high = (columns.inside(f, s, p, v * lanes, lanes, (e[0], e[1], e[2])) for e in (first, last))
+        interior = columns.full(f, f._op("and", low, high), lanes)
+        f.store(f.select(interior, 1, 0), p.vectors[v * columns.VECTOR + columns.READER])
+        with (
+            f.otherwise(interior, name="border"),
+            f.loop(0, s["outer_count"], name="outer") as o,
+            f.loop(0, reach_h, name="row") as e,
+            f.loop(v * lanes, (v + 1) * lanes, name="tile") as t,
+        ):
+            ed, eh, ew = (f.load("i64", outer[o * panel.READ + i]) for i in range(3))
             d, h, w = (f.load(i32, part[t]) for part in (p.d, p.h, p.w))
             d = f._op("add", d, f.truncated(ed))
             h, w = f._op("add", h, f.truncated(eh + e)), f._op("add", w, f.truncated(ew))
