@@ -263,9 +263,7 @@ def _over_channels(
     return steps.values[:-2]
 
 
-def _over_places(
-    f: Function, tile: Tile, sums: list[Value], left: Value, right: Value, count: Value, pitch: Value
-) -> list[Value]:
+def _over_places(f: Function, tile: Tile, sums: list[Value], left: Value, right: Value, count: Value, pitch: Value) -> list[Value]:
     """The same from PLACES places at a time, for tiles that take longer to read their weights than to multiply them."""
     apart = count // PLACES
     steps = Carry([*sums, left, right])

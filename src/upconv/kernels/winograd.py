@@ -30,13 +30,9 @@ from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
 from upconv.kernels.winograd_blocks import (
     Blocking,
-    back_cycles,
     code_of,
-    columns_cycles,
     held_up,
     positions,
-    tiles_of,
-    transform_cycles,
 )
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
@@ -53,6 +49,7 @@ from upconv.kernels.winograd_tiles import (
     windows,
 )
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
+from upconv.kernels.winograd_work import back_cycles, columns_cycles, tiles_of, transform_cycles
 from upconv.spec import Problem
 
 NAME = "winograd"
@@ -184,8 +181,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
         "lines_bytes": how.lines_bytes, "quads_bytes": how.quads_bytes, "m_bytes": how.m_bytes,
-        "v_bytes": how.v_bytes, "written_bytes": how.written_bytes, "asks_written": int(how.asks_written),
-        "asks_read": int(how.asks_read), "strips": int(_point_table(problem, how)[:, 1].sum()),
+        "v_bytes": how.v_bytes, "written_bytes": how.written_bytes, "asks_written": int(how.written > 0),
+        "asks_read": int(how.read > 0), "strips": int(_point_table(problem, how)[:, 1].sum()),
         "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
     }  # fmt: skip
     tables = {

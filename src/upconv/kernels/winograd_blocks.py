@@ -20,28 +20,13 @@ from upconv.kernels.winograd_tiles import (
     Way,
     classes,
     lines,
-    live,
-    phases_of,
     spare,
     steps,
     tiling_of,
 )
 from upconv.kernels.winograd_way import Code
+from upconv.kernels.winograd_work import columns_cycles, part_of, rows_done, tile_blocks_of, transform_cycles
 from upconv.spec import Problem
-
-NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, STRASSEN_PART = 256, 128, 96, 64, 256
-"""Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
-windows (in one of two transformed dimensions: OF_TWO; where phases lack taps: UNEVEN, the direct sum being shorter there) and for
-products of halves: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per cent, of 96 two
-and of 64 three. Measured."""
-
-
-TRANSFORM, WIDE_TRANSFORM = {1: 5.0, 2: 20.0}, 6.5
-"""Cycles that one vector of a channel takes a point, from x to V, by the halves (a vector of one half, all quadrants), and where
-windows are wide. Measured."""
-
-BACK, WIDE_BACK = {1: 2.0, 2: 26.0}, 3.0
-"""Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
 
 FEW = 4096
 """Tiles an image up to which the register tile is chosen for their number."""
@@ -87,12 +72,10 @@ class Blocking:
     quads_bytes: int
     m_bytes: int
     v_bytes: int
-    asks_written: bool
-    """Whether the lines that a block will write are asked for while its sums go on."""
-    asks_read: bool
-    """Whether those that the next one will read are."""
-    written_bytes: int
-    read_bytes: int
+    written: int
+    """Entries of the list of lines that a block will write, which are asked for while its sums go on; 0 where they are not."""
+    read: int
+    """The same for what the thread's next block will read."""
     useless: tuple[bool, bool]
     """Whether the last tiles of the two inner dimensions leave out the last point of their windows."""
 
@@ -105,6 +88,14 @@ class Blocking:
     def by_position(self) -> bool:
         """Whether tiles are numbered position by position, all images of each side by side."""
         return self.halves == 1 and self.cut.parts > 1
+
+    @property
+    def written_bytes(self) -> int:
+        return round_up(ahead.size(self.written), 64)
+
+    @property
+    def read_bytes(self) -> int:
+        return round_up(ahead.size(self.read), 64)
 
     @property
     def workspace_bytes(self) -> int:
@@ -185,7 +176,7 @@ def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut,
     if count == 1 or not any(spare(problem, tiling.ways)):
         return cut
     m, (d, h, _) = spec.out_channels // spec.groups, lines(problem, tiling.ways)
-    strips = rows_done(tiling, _tile_blocks(tiling, m, tile), tile) // tile.rows
+    strips = rows_done(tiling, tile_blocks_of(tiling, m, tile), tile) // tile.rows
     unit = tile.lanes if batch < 4 * tile.width else tile.width
     other = columns.cut(batch, unit, ceil(batch / most), count)
 
@@ -238,22 +229,11 @@ def _tile(tiling: Tiling, dtype: str, target: Target, halves: int, alike: int) -
         most = min(max(most, 2 * tile.width), 512)
         room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
         chunk = _choose_chunk(tiling, tile, halves, min(m, max(room, ceil((tile.rows if halves == 1 else 48) / phases))))
-        cycles = ceil(m / chunk) * rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile) * microkernel.step_cycles(tile)
+        cycles = ceil(m / chunk) * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * microkernel.step_cycles(tile)
         spilt = max(0.0, points * depth * most * item / target.l2 - 1.0)
         ends = columns_cycles(tile, alike) / (alike / tile.width * microkernel.step_cycles(tile)) if alike else 1.0
         offers.append((cycles / (tile.rows * tile.width) * (1 + SPILT * spilt) * ends, len(offers), (tile, chunk, most * halves)))
     return min(offers)[2]
-
-
-def tiles_of(tile: Tile, count: int) -> tuple[int, int]:
-    """Wide tiles of so many columns, and narrow ones at the end."""
-    return divmod(ceil(count / tile.lanes), tile.vectors)
-
-
-def columns_cycles(tile: Tile, count: int) -> float:
-    """Cycles of a step of so many columns."""
-    wide, narrow = tiles_of(tile, count)
-    return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
 
 
 def _shared(
@@ -265,7 +245,7 @@ def _shared(
     """
     spec = tiling.spec
     chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
-    rows = chunks * rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile) * PRODUCTS[halves]
+    rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[halves]
     gemm = needed * rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = transform_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
     sizes = [(count * spec.groups, columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
@@ -303,26 +283,20 @@ def sized(
     products = points * PRODUCTS[halves]
     block, wide, chunks = cut.block, cut.block // halves, ceil(m // halves / chunk)
     room = round_up(block, tile.lanes * halves)
-    tile_blocks = _tile_blocks(tiling, chunk, tile)
+    tile_blocks = tile_blocks_of(tiling, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
     panels = ceil(wide / tile.width)
     v_point = panels * depth * tile.width + 16
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
     m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
     code = code_of(problem, ways, tile, halves)
-    d_line, h_line, w_line = lines(problem, ways)
-    out_step, out_rows = w_line.out_step, d_line.out_step * h_line.out_step
+    out_step = lines(problem, ways)[2].out_step
     v_bytes = round_up(products * v_point * item, 64)
-    near, apart = v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH, halves == 1 and cut.parts > 1
-    asks_written = near and out_step > 1 and prod(problem.output_shape) * item >= ASKED_Y * target.l2  # at 1, rows are short pieces
-    asks_read = near and halves == 1 and splits == 1 and not apart and all(way.groups == 1 for way in ways[1:])
-    asks_read = asks_read and prod(problem.input_shape) * item >= ASKED_X * target.l2
-    written = halves * ahead.most_written(room, out_rows, out_step, item) if asks_written else 0
-    in_rows = ways[0].groups * in_steps[0] * code.window[0]
-    read = ahead.most_read(room, in_rows, w_line.step, code.window[1], item, w_line.positions) if asks_read else 0
+    near = v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH
+    written, read = _asked(problem, tiling, code, cut, splits, target) if near else (0, 0)
     return Blocking(
         tile=tile, halves=halves, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / _part(tiling, halves))),
+        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / part_of(tiling, halves))),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(room, tile.lanes),
         found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]), room), 64),
@@ -330,57 +304,34 @@ def sized(
         lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
         quads_bytes=round_up(4 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if halves > 1 else 0,
         m_bytes=round_up(products * m_point * item, 64), v_bytes=v_bytes,
-        asks_written=asks_written, asks_read=asks_read,
-        written_bytes=round_up(ahead.size(written), 64), read_bytes=round_up(ahead.size(read), 64),
-        useless=useless(problem, ways, apart),
+        written=written, read=read, useless=useless(problem, ways, halves == 1 and cut.parts > 1),
     )  # fmt: skip
 
 
-def transform_cycles(tiling: Tiling, halves: int) -> float:
-    """See TRANSFORM."""
-    return WIDE_TRANSFORM if tiling.wide else TRANSFORM[halves]
+def _asked(problem: Problem, tiling: Tiling, code: Code, cut: columns.Cut, splits: int, target: Target) -> tuple[int, int]:
+    """Entries of the lists of lines asked for ahead: of what a block writes, and of what the next one reads.
 
-
-def back_cycles(tiling: Tiling, halves: int) -> float:
-    """See BACK."""
-    return WIDE_BACK if tiling.wide else BACK[halves]
-
-
-def _part(tiling: Tiling, halves: int) -> int:
-    """Products that are added up at a time, at most."""
-    if halves > 1:
-        return STRASSEN_PART
-    if not tiling.wide:
-        return NARROW_PART
-    if sum(way.transformed for way in tiling.ways) == 1:
-        return WIDE_PART
-    return WIDE_PART_UNEVEN if len(classes(tiling)) > 1 else WIDE_PART_OF_TWO
-
-
-def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> int:
-    """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles."""
-    if not tiling.spec.transposed:
-        return len(tiling.points) * sum(tile_blocks) * tile.rows
-    return sum(blocks * points for blocks, points in zip(tile_blocks, _live_points(tiling), strict=True)) * tile.rows
-
-
-@lru_cache(maxsize=512)
-def _live_points(tiling: Tiling) -> tuple[int, ...]:
-    """At how many points each class is live."""
-    kept = [live(tiling, point) for point in tiling.points]
-    return tuple(sum(i in classes_ for classes_ in kept) for i in range(len(classes(tiling))))
-
-
-def _tile_blocks(tiling: Tiling, chunk: int, tile: Tile) -> tuple[int, ...]:
-    """Strips of a chunk's rows, class by class."""
-    return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(tiling))
+    Not of y where columns are not widened, for its rows are short pieces then; nor of x where the next block is another share or
+    another position.
+    """
+    ways, item, halves = tiling.ways, problem.itemsize, code.halves
+    d, h, w = lines(problem, ways)
+    room = round_up(cut.block, code.tile.lanes * halves)
+    written = read = 0
+    if w.out_step > 1 and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
+        written = halves * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)
+    one_block = halves == 1 and splits == 1 and cut.parts == 1 and all(way.groups == 1 for way in ways[1:])
+    if one_block and prod(problem.input_shape) * item >= ASKED_X * target.l2:
+        rows = ways[0].groups * steps(problem.spec)[1][0] * code.window[0]
+        read = ahead.most_read(room, rows, w.step, code.window[1], item, w.positions)
+    return written, read
 
 
 def _choose_chunk(tiling: Tiling, tile: Tile, halves: int, most: int) -> int:
     """Output channels at a time, at most so many, for the least padding of tiles; larger chunks where little speaks for less."""
 
     def cost(chunk: int) -> float:
-        rows, spec = rows_done(tiling, _tile_blocks(tiling, chunk, tile), tile), tiling.spec
+        rows, spec = rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile), tiling.spec
         return ceil(spec.out_channels // spec.groups // halves / chunk) * (rows + 0.02 * most)
 
     return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))

@@ -1,0 +1,76 @@
+"""What a block of Winograd tiles costs: cycles of its transforms, rows and columns of its GEMMs, how long its sums are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from math import ceil
+
+from upconv.kernels import microkernel
+from upconv.kernels.microkernel import Tile
+from upconv.kernels.winograd_tiles import Tiling, classes, live, phases_of
+
+NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, STRASSEN_PART = 256, 128, 96, 64, 256
+"""Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
+windows (in one of two transformed dimensions: OF_TWO; where phases lack taps: UNEVEN, the direct sum being shorter there) and for
+products of halves: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per cent, of 96 two
+and of 64 three. Measured."""
+
+
+TRANSFORM, WIDE_TRANSFORM = {1: 5.0, 2: 20.0}, 6.5
+"""Cycles that one vector of a channel takes a point, from x to V, by the halves (a vector of one half, all quadrants), and where
+windows are wide. Measured."""
+
+BACK, WIDE_BACK = {1: 2.0, 2: 26.0}, 3.0
+"""Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
+
+
+def transform_cycles(tiling: Tiling, halves: int) -> float:
+    """See TRANSFORM."""
+    return WIDE_TRANSFORM if tiling.wide else TRANSFORM[halves]
+
+
+def back_cycles(tiling: Tiling, halves: int) -> float:
+    """See BACK."""
+    return WIDE_BACK if tiling.wide else BACK[halves]
+
+
+def part_of(tiling: Tiling, halves: int) -> int:
+    """Products that are added up at a time, at most."""
+    if halves > 1:
+        return STRASSEN_PART
+    if not tiling.wide:
+        return NARROW_PART
+    if sum(way.transformed for way in tiling.ways) == 1:
+        return WIDE_PART
+    return WIDE_PART_UNEVEN if len(classes(tiling)) > 1 else WIDE_PART_OF_TWO
+
+
+def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> int:
+    """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles."""
+    if not tiling.spec.transposed:
+        return len(tiling.points) * sum(tile_blocks) * tile.rows
+    return sum(blocks * points for blocks, points in zip(tile_blocks, _live_points(tiling), strict=True)) * tile.rows
+
+
+@lru_cache(maxsize=512)
+def _live_points(tiling: Tiling) -> tuple[int, ...]:
+    """At how many points each class is live."""
+    kept = [live(tiling, point) for point in tiling.points]
+    return tuple(sum(i in classes_ for classes_ in kept) for i in range(len(classes(tiling))))
+
+
+def tile_blocks_of(tiling: Tiling, chunk: int, tile: Tile) -> tuple[int, ...]:
+    """Strips of a chunk's rows, class by class."""
+    return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(tiling))
+
+
+def tiles_of(tile: Tile, count: int) -> tuple[int, int]:
+    """Wide tiles of so many columns, and narrow ones at the end."""
+    return divmod(ceil(count / tile.lanes), tile.vectors)
+
+
+def columns_cycles(tile: Tile, count: int) -> float:
+    """Cycles of a step of so many columns."""
+    wide, narrow = tiles_of(tile, count)
+    return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
