@@ -81,6 +81,19 @@ def test_tasks_cut_planes_rows_and_positions(planes: int, rows: int, vectors: in
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize(("channels", "together"), [(2, (2, 1)), (3, (1, 1)), (24, (2, 2)), (31, (1, 1)), (33, (2, 2))])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_channels_are_summed_in_turn_whatever_the_batch(channels: int, together: tuple[int, int], batch: int) -> None:
+    """Unless they are few for the threads, or few and odd; the last of an odd number, of which there is but one, stands twice."""
+    target = runs.target_of(LEVELS[0])
+    problem = runs.make(
+        size=(21,), in_channels=channels, out_channels=channels, groups=channels, batch=batch, kernel_size=4, stride=2, padding=1
+    )
+    assert tuple(depthwise.blocking(problem, target, threads).together for threads in (1, 2)) == together
+    for threads in {1, runs.threads_allowed()}:
+        check(problem, threads=threads)
+
+
 @pytest.mark.parametrize("special", [np.nan, np.inf])
 def test_weights_that_are_not_finite_meet_the_padding_of_a_convolution(special: float) -> None:
     problem = runs.make(False, size=(5, 6, 19), in_channels=2, out_channels=2, groups=2, kernel_size=3, padding=1)

@@ -33,7 +33,8 @@ Taps = tuple[tuple[tuple[int, int], ...], ...]
 class Code:
     """Everything that the emitted code depends on. `reads` are places in a row of x, from position 0 on.
 
-    A convolution's taps that meet padding count (`padded`): zero times a weight that is not finite is not zero.
+    A convolution's taps that meet padding count (`padded`): zero times a weight that is not finite is not zero. So many planes
+    are taken `together`.
     """
 
     element: str
@@ -42,6 +43,7 @@ class Code:
     reads: tuple[int, ...]
     taps: Taps
     padded: bool
+    together: int
     store: Store
 
     @property
@@ -85,17 +87,17 @@ def emit(code: Code) -> str:
         part_w, rest = number % s["parts_w"], number // s["parts_w"]
         q0, q1 = _share(f, s, part_w, "positions")
         ends = _ends(f, code, s, q0, q1)
-        planes, rows = _share(f, s, rest // s["parts_h"], "planes"), _share(f, s, rest % s["parts_h"], "rows")
-        with f.loop(*planes, name="plane") as plane:
-            source, channel = x[plane // s["multiplier"] * s["x_plane"]], plane % s["channels"]
-            weights, offset = weight[channel * s["weight_channel"]], f.load(code.element, bias[channel])
-            target = y[plane * s["y_channel"]]
-            with f.loop(*rows, name="row") as r:
-                d, h = (_taps(f, job, name, index) for name, index in (("d", r // s["out_h"]), ("h", r % s["out_h"])))
-                row = Row(source, weights, offset, d, h, target[r * s["out_w"]])
-                if code.padded:
-                    row = replace(row, offset=f.fadd(offset, _of_padding(f, code, row)))
-                _emit_row(f, code, copy, s, row, ends, q0, q1, workspace.of(code.element))
+        (first, last), rows = _share(f, s, rest // s["parts_h"], "planes"), _share(f, s, rest % s["parts_h"], "rows")
+        apart = (last - first + (code.together - 1)) // code.together
+        with f.loop(first, first + apart, name="plane") as plane, f.loop(*rows, name="row") as r:
+            d, h = (_taps(f, job, name, index) for name, index in (("d", r // s["out_h"]), ("h", r % s["out_h"])))
+            found = []
+            for number in [plane, *(f.minimum(plane + apart * i, last - 1) for i in range(1, code.together))]:
+                source, channel = x[number // s["multiplier"] * s["x_plane"]], number % s["channels"]
+                weights, offset = weight[channel * s["weight_channel"]], f.load(code.element, bias[channel])
+                row = Row(source, weights, offset, d, h, y[number * s["y_channel"] + r * s["out_w"]])
+                found.append(replace(row, offset=f.fadd(offset, _of_padding(f, code, row))) if code.padded else row)
+            _emit_rows(f, code, copy, s, found, ends, q0, q1, workspace.of(code.element))
 
     return module([copy, jobs.emit_entry("entry", SLOTS, task)])
 
@@ -141,11 +143,11 @@ def _ends(f: Function, code: Code, s: dict[str, Value], q0: Value, q1: Value) ->
     return heads, heads + (q1 - high + (lanes - 1)) // lanes, low, high
 
 
-def _emit_row(
-    f: Function, code: Code, copy: Function, s: dict[str, Value], row: Row, ends: tuple[Value, Value, Value, Value],
+def _emit_rows(
+    f: Function, code: Code, copy: Function, s: dict[str, Value], rows: list[Row], ends: tuple[Value, Value, Value, Value],
     q0: Value, q1: Value, line: Value,
 ) -> None:  # fmt: skip
-    """Positions q0 to q1 of a row; the last vector of a part overlaps the one before."""
+    """Positions q0 to q1 of rows in turn; the last vector of a part overlaps the one before."""
     lanes, step = code.lanes, len(code.taps)
     heads, both, low, high = ends
     begin = low
@@ -154,17 +156,19 @@ def _emit_row(
         end = begin + (high - begin) // span * span if vectors > 1 else high
         with f.loop(begin, end, span, name="q") as q:
             q = f.minimum(q, high - span)
-            _emit_weave(f, code, _sums(f, code, row, q, vectors), row, row.y[q * step])
+            for row in rows:
+                _emit_weave(f, code, _sums(f, code, row, q, vectors), row, row.y[q * step])
         begin = end
     last = f.maximum(q1 - lanes, q0)
     with f.loop(0, both, name="end") as i:
         q = f.select(i < heads, q0 + i * lanes, f.minimum(high + (i - heads) * lanes, last))
         count = f.minimum(s["out_w"] - q * step, f.minimum(q1 - q, lanes) * step)
         straight = count.equals(lanes * step)
-        target = f.select(straight, row.y[q * step], line)
-        _emit_weave(f, code, _sums(f, code, row, q, 1, s["size_w"]), row, target)
-        with f.otherwise(straight, name="rare"):
-            f.call(copy, [line, row.y[q * step], count])
+        for row in rows:
+            target = f.select(straight, row.y[q * step], line)
+            _emit_weave(f, code, _sums(f, code, row, q, 1, s["size_w"]), row, target)
+            with f.otherwise(straight, name="rare"):
+                f.call(copy, [line, row.y[q * step], count])
 
 
 def _sums(f: Function, code: Code, row: Row, q: Value, vectors: int, size: Value | None = None) -> list[Value]:
