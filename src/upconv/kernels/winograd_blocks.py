@@ -35,6 +35,10 @@ ALONE, BY_POSITION = 45.0, 0.95
 """Cycles that a row of a vector's outputs takes longer where each tile's are stored by themselves, and the share of the cycles that
 blocks of one position each should leave. Measured."""
 
+ANEW = (5.0, 6.5)
+"""Cycles a vector of a channel and point that each share of a block's chunks takes to read x and transform it anew, and where
+windows are wide. Measured."""
+
 EQUAL = 0.97
 """The share of the busiest thread's time that blocks more alike, which end in narrow tiles, should leave."""
 
@@ -247,7 +251,8 @@ def _shared(
     chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
     rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[halves]
     gemm = needed * rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
-    transform = transform_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
+    anew = transform_cycles(tiling, halves) if halves > 1 else ANEW[tiling.wide]
+    transform = anew * len(tiling.points) / gemm  # of one part's input, beside its products
     sizes = [(count * spec.groups, columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
     def time(splits: int) -> float:

@@ -17,22 +17,27 @@ products of halves: all stay under four times the direct sum's error. Parts of 2
 and of 64 three. Measured."""
 
 
-TRANSFORM, WIDE_TRANSFORM = {1: 5.0, 2: 20.0}, 6.5
-"""Cycles that one vector of a channel takes a point, from x to V, by the halves (a vector of one half, all quadrants), and where
-windows are wide. Measured."""
+TRANSFORM, WIDE_TRANSFORM, HALVED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), 20.0
+"""Cycles that one vector of a channel takes a point, from x to V, besides the reading of x: where one dimension is transformed, and
+two, and where windows are wide; for products of halves, a vector of one half, all quadrants. Measured over 60 layers."""
 
-BACK, WIDE_BACK = {1: 2.0, 2: 26.0}, 3.0
+BACK, WIDE_BACK, HALVED_BACK = 2.0, 3.0, 26.0
 """Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
 
 
 def transform_cycles(tiling: Tiling, halves: int) -> float:
     """See TRANSFORM."""
-    return WIDE_TRANSFORM if tiling.wide else TRANSFORM[halves]
+    if halves > 1:
+        return HALVED_TRANSFORM
+    several = sum(way.transformed for way in tiling.ways) > 1
+    return (WIDE_TRANSFORM if tiling.wide else TRANSFORM)[several]
 
 
 def back_cycles(tiling: Tiling, halves: int) -> float:
     """See BACK."""
-    return WIDE_BACK if tiling.wide else BACK[halves]
+    if halves > 1:
+        return HALVED_BACK
+    return WIDE_BACK if tiling.wide else BACK
 
 
 def part_of(tiling: Tiling, halves: int) -> int:
