@@ -168,7 +168,7 @@ UNROLLED = 3
 
 PLACES = 2
 """Places that a turned tile reads its weights at, as far apart as half of its channels: memory gives more to several readers. One
-thread reads 13 GB/s at one place, 17 at two and 21 at four; two threads 21, 28 and 30. Eleven layers take 1.07 times less for it
+thread reads 13 GB/s at one place, 17 at two and 21 at four; two threads 21, 28 and 30. Eleven layers are 1.07 times as fast for it
 (0.97 to 1.36), with four places 1.03."""
 
 
