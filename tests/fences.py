@@ -148,7 +148,7 @@ def main(level: str) -> None:
     target = runs.target_of(level)
     wrong = count = 0
     for module, by_position in (*((module, False) for module in runs.KERNELS), (winograd, True), (winograd_wide, True)):
-        thin = 1 if level == runs.levels()[0] else 4
+        thin = 1 if level == runs.levels()[0] else 8
         if by_position:
             runs.number_by_position()
         for number, layer in list(enumerate(layers()))[::thin]:

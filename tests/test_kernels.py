@@ -25,7 +25,7 @@ PROTOCOL = (
     "tasks", "packing", "describe",
 )  # fmt: skip
 few = settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
-many = settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+many = settings(max_examples=36, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
 def takes(module: Any, problem: Problem, level: str = LEVELS[0]) -> bool:
