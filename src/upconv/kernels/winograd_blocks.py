@@ -25,7 +25,7 @@ from upconv.kernels.winograd_tiles import (
     tiling_of,
 )
 from upconv.kernels.winograd_way import Code
-from upconv.kernels.winograd_work import columns_cycles, part_of, rows_done, tile_blocks_of, transform_cycles
+from upconv.kernels.winograd_work import anew_cycles, columns_cycles, part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
 
 FEW = 4096
@@ -34,10 +34,6 @@ FEW = 4096
 ALONE, BY_POSITION = 45.0, 0.95
 """Cycles that a row of a vector's outputs takes longer where each tile's are stored by themselves, and the share of the cycles that
 blocks of one position each should leave. Measured."""
-
-ANEW = (5.0, 6.5)
-"""Cycles a vector of a channel and point that each share of a block's chunks takes to read x and transform it anew, and where
-windows are wide. Measured."""
 
 EQUAL = 0.97
 """The share of the busiest thread's time that blocks more alike, which end in narrow tiles, should leave."""
@@ -251,8 +247,7 @@ def _shared(
     chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
     rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[halves]
     gemm = needed * rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
-    anew = transform_cycles(tiling, halves) if halves > 1 else ANEW[tiling.wide]
-    transform = anew * len(tiling.points) / gemm  # of one part's input, beside its products
+    transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
     sizes = [(count * spec.groups, columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
     def time(splits: int) -> float:
@@ -298,7 +293,7 @@ def sized(
     out_step = lines(problem, ways)[2].out_step
     v_bytes = round_up(products * v_point * item, 64)
     near = v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH
-    written, read = _asked(problem, tiling, code, cut, splits, target) if near else (0, 0)
+    written, read = _asked(problem, tiling, code, cut, room, splits, target) if near else (0, 0)
     return Blocking(
         tile=tile, halves=halves, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
         splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / part_of(tiling, halves))),
@@ -313,7 +308,9 @@ def sized(
     )  # fmt: skip
 
 
-def _asked(problem: Problem, tiling: Tiling, code: Code, cut: columns.Cut, splits: int, target: Target) -> tuple[int, int]:
+def _asked(
+    problem: Problem, tiling: Tiling, code: Code, cut: columns.Cut, room: int, splits: int, target: Target
+) -> tuple[int, int]:
     """Entries of the lists of lines asked for ahead: of what a block writes, and of what the next one reads.
 
     Not of y where columns are not widened, for its rows are short pieces then; nor of x where the next block is another share or
@@ -321,7 +318,6 @@ def _asked(problem: Problem, tiling: Tiling, code: Code, cut: columns.Cut, split
     """
     ways, item, halves = tiling.ways, problem.itemsize, code.halves
     d, h, w = lines(problem, ways)
-    room = round_up(cut.block, code.tile.lanes * halves)
     written = read = 0
     if w.out_step > 1 and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
         written = halves * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)

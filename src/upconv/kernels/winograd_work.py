@@ -21,6 +21,9 @@ TRANSFORM, WIDE_TRANSFORM, HALVED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), 20.0
 """Cycles that one vector of a channel takes a point, from x to V, besides the reading of x: where one dimension is transformed, and
 two, and where windows are wide; for products of halves, a vector of one half, all quadrants. Measured over 60 layers."""
 
+ANEW, WIDE_ANEW = 5.0, 6.5
+"""The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
+
 BACK, WIDE_BACK, HALVED_BACK = 2.0, 3.0, 26.0
 """Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
 
@@ -31,6 +34,13 @@ def transform_cycles(tiling: Tiling, halves: int) -> float:
         return HALVED_TRANSFORM
     several = sum(way.transformed for way in tiling.ways) > 1
     return (WIDE_TRANSFORM if tiling.wide else TRANSFORM)[several]
+
+
+def anew_cycles(tiling: Tiling, halves: int) -> float:
+    """See ANEW."""
+    if halves > 1:
+        return HALVED_TRANSFORM
+    return WIDE_ANEW if tiling.wide else ANEW
 
 
 def back_cycles(tiling: Tiling, halves: int) -> float:
