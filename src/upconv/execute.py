@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from upconv import advice, execute_reorder, execute_weight
 from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
+from upconv.codegen.launch import Where, launcher
 from upconv.codegen.target import Target, host
 from upconv.execute_packing import Packer, frozen, packed_content, packed_weight
 from upconv.kernels import job as jobs
@@ -47,7 +48,7 @@ class Prepared:
     """A problem ready to run: its plan, its code, and the job's numbers."""
 
     __slots__ = (
-        "_bias", "_entry", "_idle", "_kept", "_packer", "_places", "_seen", "_tables", "_template",
+        "_idle", "_kept", "_launch", "_packer", "_seen", "_tables", "_template",
         "address", "packing", "plan", "threads", "workspace",
     )  # fmt: skip
 
@@ -57,7 +58,6 @@ class Prepared:
         parameters = kernel.code_parameters(problem, how)
         code = jit.get(plan.kernel, parameters, ("entry",), lambda: kernel.emit(problem, how), plan.target)
         self.address = code["entry"]
-        self._entry = threads.entry(self.address)
         bound = kernel.bind(problem, how)
         slots = kernel.SLOTS
         template = (ctypes.c_int64 * len(slots.names))()
@@ -67,23 +67,22 @@ class Prepared:
             template[slots.index[name]] = table.ctypes.data
         template[jobs.TASKS] = bound.tasks
         no_bias = np.zeros(problem.spec.out_channels, problem.dtype)
-        self._tables, self._bias = (bound.tables, no_bias), no_bias.ctypes.data
+        self._tables = bound.tables, no_bias
         self._template = template
         self._idle: list[_Job] = []
         self._kept: tuple[Any, NDArray[Any]] | None = None
         self._seen: tuple[int, int, Any, bytes, NDArray[Any]] = (0, 0, None, b"", no_bias)
         self.threads = plan.threads
+        alone = self.address if plan.threads == 1 else 0
+        self._launch = launcher(alone, slots.index, no_bias.ctypes.data, plan.target)
         self._packer: Packer | None = None
         self.workspace = how.workspace_bytes * plan.threads + 64
         packing = (problem.spec, problem.dtype, kernel.NAME, kernel.packing(problem, how))
         self.packing = _packings.setdefault(packing, next(_numbers))
-        self._places = tuple(slots.index[name] for name in ("x", "weight", "bias", "y"))
 
     def __call__(self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, y: NDArray[Any]) -> None:
         """Fills y. All arrays are C-contiguous, of the problem's shapes (y's leading batch may be left off) and dtype."""
-        address = memory.address
-        packed = self._packed(weight)
-        self.run(address(x), address(packed), None if bias is None else address(bias), address(y))
+        self.run(x, self._packed(weight), bias, y)
 
     def _packed(self, weight: NDArray[Any]) -> NDArray[Any]:
         """The packed weight; at once where the last call's weight comes again and cannot have changed."""
@@ -119,8 +118,8 @@ class Prepared:
             self._packer = Packer(self.plan)
         return self._packer
 
-    def run(self, x: int, weight: int, bias: int | None, y: int) -> None:
-        """Runs the job on the arrays at these addresses."""
+    def run(self, x: Where, weight: Where, bias: Where | None, y: Where) -> None:
+        """Runs the job on these arrays."""
         try:
             job = self._idle.pop()
         except IndexError:
@@ -131,14 +130,8 @@ class Prepared:
                 arena = _Arena(self.workspace)
         except IndexError:
             arena = _Arena(self.workspace)
-        slots, (at_x, at_weight, at_bias, at_y) = job.slots, self._places
-        slots[jobs.NEXT] = slots[jobs.TICKET] = 0
-        slots[jobs.WORKSPACE] = arena.address
-        slots[at_x], slots[at_weight], slots[at_y] = x, weight, y
-        slots[at_bias] = self._bias if bias is None else bias
-        if self.threads == 1:
-            self._entry(job.address)
-        else:
+        self._launch(job.address, arena.address, x, weight, bias, y)
+        if self.threads > 1:
             threads.run(self.address, job.address, self.threads, self.plan.target)
         self._idle.append(job)
         _arenas.append(arena)
@@ -321,8 +314,8 @@ class Ready:
         Where the weight's memory holds its channels `last`, it has to be told apart from one that does not.
         """
         y = self._empty(self.shape, self.dtype)
-        prepared, address = self._prepared, memory.address
-        prepared.run(x, address(prepared.packed_at(weight, size, array, last)), bias, address(y))
+        prepared = self._prepared
+        prepared.run(x, prepared.packed_at(weight, size, array, last), bias, y)
         return y
 
     @property

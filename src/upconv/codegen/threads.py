@@ -15,6 +15,7 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,6 +37,7 @@ _STOP = 4
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 
 _chosen: int | None = None
+_torchs_count: Callable[[], int] | None = None  # once torch is loaded, and kept: every call asks it
 
 
 def available() -> int:
@@ -84,11 +86,12 @@ def asked_for() -> int | None:
     >>> asked_for() == asked_for()
     True
     """
+    global _torchs_count
     if _chosen is not None:
         return _chosen
-    torch = sys.modules.get("torch")
-    count = getattr(torch, "get_num_threads", None)
-    return None if count is None else count()
+    if _torchs_count is None:
+        _torchs_count = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    return None if _torchs_count is None else _torchs_count()
 
 
 @lru_cache(maxsize=1)

@@ -61,11 +61,11 @@ def traced() -> bool:
 def undisturbed(x: Tensor) -> bool:
     """Whether a call on a plain tensor is no one's business but the kernels': nothing records, watches or changes it.
 
-    A small layer's call is in a hurry here, so that what `traced` asks is asked without a call of it.
+    A small layer's call is in a hurry here, so that what `traced` asks is asked without a call of it; that nothing is being
+    compiled the caller knows.
     """
     return not (
         _recording()
-        or _compiling()
         or _modes() > 0
         or _tracing_state() is not None
         or _autocast("cpu")

@@ -40,7 +40,7 @@ class _Layer:
         if activation is not None:
             self.activation = activation
 
-    def _forward(self, input: Tensor, output_size: Any) -> Tensor:
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         """From the memory of the last call, if this one is like it."""
         held = self._parameters
         if "weight" not in held or "bias" not in held or output_size is not None or is_compiling():
@@ -112,9 +112,6 @@ class _Transposed(_Layer):
         )
         self._extend(spec, padding, padding_mode, activation)
 
-    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        return self._forward(input, output_size)
-
     def _asked(self) -> tuple[Any, ...]:
         shape = self.stride, self.padding, self.output_padding, self.dilation
         return True, *shape, self.groups, None, self.padding_mode, self.activation
@@ -183,8 +180,8 @@ class _Ordinary(_Layer):
         )
         self._extend(spec, padding, padding_mode, activation)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._forward(input, None)
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(input)
 
     def _asked(self) -> tuple[Any, ...]:
         return False, self.stride, self.padding, 0, self.dilation, self.groups, None, self.padding_mode, self.activation

@@ -78,7 +78,8 @@ class Last:
     """
 
     __slots__ = (
-        "_bias", "_bias_at", "_bytes", "_dtype", "_era", "_known", "_shape", "_threads", "_weight", "_weight_at", "_weight_shape",
+        "_bias", "_bias_at", "_bias_shape", "_bytes", "_dtype", "_era", "_known", "_shape", "_threads",
+        "_weight", "_weight_at", "_weight_shape",
     )  # fmt: skip
 
     def __init__(self, known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None):
@@ -86,6 +87,7 @@ class Last:
         self._shape, self._dtype = x.shape, x.dtype
         self._weight, self._weight_shape, self._bytes, self._bias = weight, weight.shape, weight.nbytes, bias
         self._weight_at, self._bias_at = weight.data_ptr(), None if bias is None else bias.data_ptr()
+        self._bias_shape = None if bias is None else bias.shape
 
     def __reduce__(self) -> Any:
         return type(None), ()
@@ -107,7 +109,8 @@ class Last:
             and weight.data_ptr() == at
             and weight.shape == self._weight_shape
             and weight.is_contiguous()
-            and (bias is None or (bias.dtype is dtype and bias.data_ptr() == bias_at and len(bias) == self._known.channels))
+            and (bias is None or (bias.dtype is dtype and bias.data_ptr() == bias_at and bias.shape == self._bias_shape))
+            and (bias is None or bias.is_contiguous())
             and self._era is _era
             and asked_for() == self._threads
             and undisturbed(x)
