@@ -11,7 +11,7 @@ import pytest
 
 import upconv
 from processes import child, said
-from upconv.codegen import jit, threads
+from upconv.codegen import jit, openmp, threads
 from upconv.codegen.ir import module
 from upconv.codegen.target import host
 from upconv.kernels import job as jobs
@@ -140,7 +140,7 @@ def test_every_task_is_done_once_and_by_no_more_threads_than_asked(count: int) -
 
 
 def test_the_same_with_workers_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_host_openmp", lambda _: None)
+    monkeypatch.setattr(openmp, "runtime", lambda _: None)
     for count in (2, 3, 5):
         run_many(count)
     started = [t for t in threading.enumerate() if t.name == "upconv worker"]
@@ -148,7 +148,7 @@ def test_the_same_with_workers_of_our_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_same_with_plain_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_host_openmp", lambda _: None)
+    monkeypatch.setattr(openmp, "runtime", lambda _: None)
     monkeypatch.setattr(threads, "_own", lambda _: None)
     run_many(3, repeats=30)
 
@@ -156,7 +156,7 @@ def test_the_same_with_plain_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["own workers", "any pool"])
 def test_callers_at_once_share_workers_without_losing_a_task(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if own:
-        monkeypatch.setattr(threads, "_host_openmp", lambda _: None)
+        monkeypatch.setattr(openmp, "runtime", lambda _: None)
     errors: list[BaseException] = []
 
     def caller() -> None:
@@ -178,7 +178,7 @@ def test_a_worker_gone_to_sleep_wakes_again(monkeypatch: pytest.MonkeyPatch) -> 
     """Longer pauses than the spin: the worker sleeps in the kernel in between, and the next job still gets it or does without."""
     import time
 
-    monkeypatch.setattr(threads, "_host_openmp", lambda _: None)
+    monkeypatch.setattr(openmp, "runtime", lambda _: None)
     for _ in range(15):
         run_many(2, repeats=2)
         time.sleep(0.01)
@@ -333,6 +333,73 @@ def test_whom_a_long_call_sends_elsewhere(monkeypatch: pytest.MonkeyPatch, late:
     monkeypatch.setattr(threads, "PATIENCE", 1e3)
     workers.run(0, 0, 1)
     assert len(moved) == sent
+
+
+LEAVE = """
+import ctypes
+from upconv.codegen import jit, openmp, threads
+from upconv.codegen.ir import module
+from upconv.codegen.target import host
+f = openmp._emit_leave()
+f.attributes = "nounwind"
+code = jit.get("leave", "test", ("leave",), lambda: module([f]), host())
+leave = ctypes.CFUNCTYPE(None, ctypes.c_int64)(code["leave"])
+"""
+
+
+@LINUX
+@pytest.mark.skipif(threads.available() < 2, reason="one processor")
+def test_a_thread_leaves_a_processor_and_may_come_back() -> None:
+    code = """
+import os
+allowed = os.sched_getaffinity(0)
+left = []
+for _ in range(20):
+    here = threads._processor()
+    leave(here)
+    left.append(threads._processor() != here)
+print(sum(left) > 15, os.sched_getaffinity(0) == allowed)
+"""
+    assert said(LEAVE + code) == "True True"  # in between, the system may move it as well
+
+
+@LINUX
+def test_a_thread_with_one_processor_stays() -> None:
+    code = """
+import os
+only = {min(os.sched_getaffinity(0))}
+os.sched_setaffinity(0, only)
+leave(threads._processor())
+print(os.sched_getaffinity(0) == only, {threads._processor()} == only)
+"""
+    assert said(LEAVE + code) == "True True"
+
+
+@LINUX
+def test_torchs_pool_without_stepping_aside() -> None:
+    """As on systems where no thread can say which processor it runs on."""
+    code = "from upconv.codegen import openmp; openmp._shared = openmp._share_plainly; print(np.array_equal(call(), y))"
+    assert said(program(True, code)) == "True"
+
+
+@LINUX
+@pytest.mark.parametrize("limit", ["", "1"])
+def test_torchs_threads_are_waited_for_and_keep_their_processors(limit: str) -> None:
+    """Also where the runtime gives fewer threads than asked for, and where all of them have the caller's processor only."""
+    code = """
+def allowed(): return {int(t): os.sched_getaffinity(int(t)) for t in os.listdir("/proc/self/task")}
+call()
+before = allowed()
+right = []
+for pause in (0, 0.001, 0.03, 0.03, 0.03):
+    time.sleep(pause)
+    right.append(np.array_equal(call(), y))
+kept = allowed() == before
+for t in before: os.sched_setaffinity(t, {min(before[t])})
+right += [np.array_equal(call(), y) for _ in range(5)]
+print(all(right), kept)
+"""
+    assert said(program(True, code), timeout=60, **({"OMP_THREAD_LIMIT": limit} if limit else {})) == "True True"
 
 
 @LINUX

@@ -19,12 +19,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from upconv.codegen import jit
-from upconv.codegen.ir import Carry, Function, Value, module
+from upconv.codegen import jit, openmp, system
+from upconv.codegen.ir import Carry, Function, module
 from upconv.codegen.target import Target
 
 SPINS = 4000  # about 100-200 microseconds of pauses
@@ -46,8 +45,8 @@ def available() -> int:
     An OpenMP runtime may have bound this very thread to one of them (OMP_PROC_BIND): it knows how many there are.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    host = None if _openmp_left_behind else _host_openmp("torch" in sys.modules)
-    return min(count if host is None else max(count, host.omp_get_num_procs()), MOST_THREADS)
+    host = None if _openmp_left_behind else openmp.runtime("torch" in sys.modules)
+    return min(count if host is None else max(count, host.processors()), MOST_THREADS)
 
 
 def set_num_threads(n: int) -> None:
@@ -103,34 +102,6 @@ def _default() -> int:
 # -- emitted code ------------------------------------------------------------------------------------------------------
 
 
-def _emit_pause(f: Function, target: Target) -> None:
-    if target.triple.startswith(("x86_64", "amd64")):
-        f.declarations["pause"] = "declare void @llvm.x86.sse2.pause()"
-        f.do("call void @llvm.x86.sse2.pause()")
-    elif target.triple.startswith(("aarch64", "arm64")):
-        f.declarations["pause"] = "declare void @llvm.aarch64.hint(i32)"
-        f.do("call void @llvm.aarch64.hint(i32 1)")
-
-
-def _emit_syscall(f: Function, number: int, address: Value, operation: int, value: int) -> None:
-    f.declarations["syscall"] = "declare i64 @syscall(i64, ...)"
-    f.do(f"call i64 (i64, ...) @syscall(i64 {number}, ptr {address.text}, i64 {operation}, i64 {value}, i64 0, i64 0, i64 0)")
-
-
-def _load(f: Function, address: Value) -> Value:
-    return f.emit(f"load atomic i64, ptr {address.text} seq_cst, align 8", "i64")
-
-
-def _store(f: Function, value: Value, address: Value) -> None:
-    f.do(f"store atomic i64 {value.text}, ptr {address.text} seq_cst, align 8")
-
-
-def _exchange(f: Function, address: Value, old: Value, new: Value) -> Value:
-    """Whether the word was `old` and is now `new`."""
-    pair = f.emit(f"cmpxchg ptr {address.text}, i64 {old.text}, i64 {new.text} seq_cst seq_cst", "{ i64, i1 }")
-    return f.emit(f"extractvalue {{ i64, i1 }} {pair.text}, 1", "i1")
-
-
 def _emit_worker(target: Target, futex: int) -> Function:
     """`worker(block)`: waits for an offer, runs it, until told to stop.
 
@@ -145,10 +116,10 @@ def _emit_worker(target: Target, futex: int) -> Function:
     f.do(f"br label %{look}")
     f.start(look)
     spins = f.emit(f"phi i64 [ 0, %{wait} ], [ %more, %{idle} ]", "i64")
-    now = _load(f, state)
+    now = system.load(f, state)
     f.do(f"br i1 {(now & f.value(1)).equals(1).text}, label %{take}, label %{idle}")
     f.start(idle)
-    _emit_pause(f, target)
+    system.pause(f, target)
     f.do(f"%more = add i64 {spins.text}, 1")
     stop = now.equals(_STOP)
     f.do(f"%spent = icmp sge i64 %more, {SPINS}")
@@ -158,21 +129,19 @@ def _emit_worker(target: Target, futex: int) -> Function:
     over = f.label("over")
     f.do(f"br i1 {stop.text}, label %{done}, label %{over}")
     f.start(over)
-    _store(f, f.value(1), sleeping)
-    _emit_syscall(f, futex, state, 128, 0)  # FUTEX_WAIT | FUTEX_PRIVATE_FLAG while the word is 0
-    _store(f, f.value(0), sleeping)
+    system.store(f, f.value(1), sleeping)
+    system.futex(f, futex, state, 128, 0)  # FUTEX_WAIT | FUTEX_PRIVATE_FLAG while the word is 0
+    system.store(f, f.value(0), sleeping)
     f.do(f"br label %{wait}")
     f.start(take)
     job = f.emit(f"xor i64 {now.text}, 1", "i64")
     running = f.emit(f"or i64 {job.text}, 2", "i64")
-    f.do(f"br i1 {_exchange(f, state, now, running).text}, label %{run}, label %{wait}")
+    f.do(f"br i1 {system.exchange(f, state, now, running).text}, label %{run}, label %{wait}")
     f.start(run)
     code, data = f.load("ptr", function), f.emit(f"inttoptr i64 {job.text} to ptr", "ptr")
-    f.declarations["sched_getcpu"] = "declare i32 @sched_getcpu()"
-    here = f.emit("call i32 @sched_getcpu()", "i32")
-    f.store(f.emit(f"sext i32 {here.text} to i64", "i64"), block[_PROCESSOR])
+    f.store(system.processor(f), block[_PROCESSOR])
     f.do(f"call void {code.text}(ptr {data.text})")
-    _store(f, f.value(0), state)
+    system.store(f, f.value(0), state)
     f.do(f"br label %{wait}")
     f.start(done)
     return f
@@ -191,25 +160,25 @@ def _emit_submit(target: Target, futex: int) -> Function:
     claimed = f.emit(f"xor i64 {claimed.text}, 1", "i64")  # job|2: not offered yet, not idle
     with f.loop(0, count, name="offer") as i:
         block = blocks.of("i64")[i * (_BLOCK // 8)]
-        with f.when(_exchange(f, block[_STATE], f.value(0), claimed), name="idle"):
-            f.store(Value(f, function.text, "ptr"), block[_FUNCTION])
-            _store(f, offered, block[_STATE])
-            with f.when(_load(f, block[_SLEEPING]).equals(1), name="asleep"):
-                _emit_syscall(f, futex, block[_STATE], 129, 1)  # FUTEX_WAKE | FUTEX_PRIVATE_FLAG
+        with f.when(system.exchange(f, block[_STATE], f.value(0), claimed), name="idle"):
+            f.store(function, block[_FUNCTION])
+            system.store(f, offered, block[_STATE])
+            with f.when(system.load(f, block[_SLEEPING]).equals(1), name="asleep"):
+                system.futex(f, futex, block[_STATE], 129, 1)  # FUTEX_WAKE | FUTEX_PRIVATE_FLAG
     f.do(f"call void {function.text}(ptr {job.text})")
     late = Carry([f.value(0)])
     with f.loop(0, count, name="collect", carry=late) as i:
         state = blocks.of("i64")[i * (_BLOCK // 8)][_STATE]
-        back = _exchange(f, state, offered, f.value(0))
+        back = system.exchange(f, state, offered, f.value(0))
         bit = f.emit(f"shl i64 1, {i.text}", "i64")
         late.next = [late.values[0] | f.select(back, bit, 0)]
         with f.otherwise(back, name="taken"):
             spin, again, done = f.label("spin"), f.label("again"), f.label("collected")
             f.do(f"br label %{spin}")
             f.start(spin)
-            f.do(f"br i1 {_load(f, state).equals(running).text}, label %{again}, label %{done}")
+            f.do(f"br i1 {system.load(f, state).equals(running).text}, label %{again}, label %{done}")
             f.start(again)
-            _emit_pause(f, target)
+            system.pause(f, target)
             f.do(f"br label %{spin}")
             f.start(done)
     f.do(f"ret i64 {late.results[0].text}")
@@ -328,27 +297,6 @@ def _own(target: Target) -> _Workers | None:
     return _workers
 
 
-@lru_cache(maxsize=1)
-def _host_openmp(_loaded: bool) -> Any:
-    """The OpenMP runtime that PyTorch ships, or None."""
-    origin = getattr(sys.modules.get("torch"), "__file__", None)
-    if origin is None:
-        return None
-    folder = Path(origin).parent
-    shipped = [*folder.glob("lib/libgomp*"), *folder.glob("lib/libomp*"), *folder.glob("lib/libiomp*")]
-    shipped += folder.parent.glob("torch.libs/libgomp*")
-    for path in shipped:
-        try:
-            library = ctypes.CDLL(str(path))
-            library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-            library.GOMP_parallel.restype = None
-            library.omp_get_num_procs.restype = ctypes.c_int
-        except (OSError, AttributeError):
-            continue
-        return library
-    return None
-
-
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -364,9 +312,9 @@ def run(address: int, job: int, count: int, target: Target) -> None:
         entry(address)(job)
         return
     if not _openmp_left_behind:
-        host = _host_openmp("torch" in sys.modules)
+        host = openmp.runtime("torch" in sys.modules)
         if host is not None:
-            host.GOMP_parallel(address, job, count, 0)
+            host.run(address, job, count, target)
             return
     workers = _own(target)
     if workers is None:

@@ -1,0 +1,51 @@
+"""What emitted code asks of the processor and the system besides arithmetic: words that threads share, pauses, the C library."""
+
+from __future__ import annotations
+
+from upconv.codegen.ir import Function, Value
+from upconv.codegen.target import Target
+
+
+def pause(f: Function, target: Target) -> None:
+    """Tells the processor that this thread waits for another."""
+    if target.triple.startswith(("x86_64", "amd64")):
+        f.declarations["pause"] = "declare void @llvm.x86.sse2.pause()"
+        f.do("call void @llvm.x86.sse2.pause()")
+    elif target.triple.startswith(("aarch64", "arm64")):
+        f.declarations["pause"] = "declare void @llvm.aarch64.hint(i32)"
+        f.do("call void @llvm.aarch64.hint(i32 1)")
+
+
+def load(f: Function, address: Value) -> Value:
+    """A word as it is now."""
+    return f.emit(f"load atomic i64, ptr {address.text} seq_cst, align 8", "i64")
+
+
+def store(f: Function, value: Value, address: Value) -> None:
+    """Writes a word for other threads to see."""
+    f.do(f"store atomic i64 {value.text}, ptr {address.text} seq_cst, align 8")
+
+
+def exchange(f: Function, address: Value, old: Value, new: Value) -> Value:
+    """Whether the word was `old` and is now `new`."""
+    pair = f.emit(f"cmpxchg ptr {address.text}, i64 {old.text}, i64 {new.text} seq_cst seq_cst", "{ i64, i1 }")
+    return f.emit(f"extractvalue {{ i64, i1 }} {pair.text}, 1", "i1")
+
+
+def call(f: Function, declaration: str, *arguments: str) -> Value:
+    """A function of the C library, declared as `i32 @name(i64, ptr)`, with arguments as `i64 8`."""
+    returns, name = declaration.split("(")[0].split()
+    f.declarations[name] = f"declare {declaration}"
+    return f.emit(f"call {returns} {name}({', '.join(arguments)})", returns)
+
+
+def processor(f: Function) -> Value:
+    """The processor that the thread runs on."""
+    here = call(f, "i32 @sched_getcpu()")
+    return f.emit(f"sext i32 {here.text} to i64", "i64")
+
+
+def futex(f: Function, number: int, address: Value, operation: int, value: int) -> None:
+    """The system call of that number on a word."""
+    f.declarations["syscall"] = "declare i64 @syscall(i64, ...)"
+    f.do(f"call i64 (i64, ...) @syscall(i64 {number}, ptr {address.text}, i64 {operation}, i64 {value}, i64 0, i64 0, i64 0)")
