@@ -10,9 +10,13 @@ from upconv.kernels import job as jobs
 from upconv.kernels.store import weave
 
 NAME = "reorder"
-SLOTS = jobs.Slots(("x", "y", "positions", "channels", "block", "block_count"))
+SLOTS = jobs.Slots(("x", "y", "positions", "channels", "block", "block_count", "run"))
 BLOCK = 256
 """Positions that a task takes."""
+RUN, FAR, CHANNELS = 16, 1 << 19, (32, 256)
+"""Positions that are gone over for all channels before the next, and the elements from which on, with so many channels, they are
+all of a block: what lies in memory is read by longer runs of a few channels at a time. Measured: 1.4 and 1.25 times as fast to and
+from channels-last for 48 to 192 channels, slower for small arrays and for more channels, whose positions lie pages apart."""
 
 
 def emit(element: str, to_last: bool, target: Target) -> str:
@@ -38,8 +42,9 @@ def emit(element: str, to_last: bool, target: Target) -> str:
         fits = (positions >= lanes) & (channels >= lanes)
         with (
             f.when(fits, name="squares"),
-            f.loop(at, stop, squares * lanes, name="p") as p,
+            f.loop(at, stop, s["run"], name="run") as run,
             f.loop(0, channels, lanes, name="c") as c,
+            f.loop(run, f.minimum(run + s["run"], stop), squares * lanes, name="p") as p,
         ):
             channel = f.minimum(c, channels - lanes)
             for k in range(squares):
@@ -58,5 +63,7 @@ def emit(element: str, to_last: bool, target: Target) -> str:
 def bind(images: int, positions: int, channels: int) -> jobs.Bound:
     """The job's numbers for these sizes."""
     count = ceil(positions / BLOCK)
-    slots = {"positions": positions, "channels": channels, "block": BLOCK, "block_count": count, "workspace_bytes": 0}
+    far = CHANNELS[0] <= channels <= CHANNELS[1] and images * positions * channels >= FAR
+    run = BLOCK if far else RUN
+    slots = {"positions": positions, "channels": channels, "block": BLOCK, "block_count": count, "run": run, "workspace_bytes": 0}
     return jobs.Bound(slots, {}, images * count)
