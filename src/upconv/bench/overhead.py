@@ -1,7 +1,7 @@
 """What a call costs besides its work: the time from the Python call to the kernel, for a layer planned before.
 
 The work itself is measured by calling the emitted code with a job that has its task, and again with one whose tasks are all
-done: the difference is the kernel's, the rest of a call is overhead (ours, Python's, ctypes').
+done: the difference is the kernel's, the rest of a call is overhead (ours and Python's).
 """
 
 from __future__ import annotations
