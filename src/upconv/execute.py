@@ -290,11 +290,11 @@ def forward(
 class Ready:
     """A call whose arguments have been checked before: the same shapes need no second look."""
 
-    __slots__ = ("_empty", "_last", "_prepared", "channels", "dtype", "shape")
+    __slots__ = ("_empty", "_last", "_prepared", "dtype", "shape")
 
     def __init__(self, prepared: Prepared, shape: tuple[int, ...]):
         self._last: Ready | bool | None = False
-        self._prepared, self.shape, self.channels = prepared, shape, prepared.plan.problem.spec.out_channels
+        self._prepared, self.shape = prepared, shape
         self.dtype = np.dtype(prepared.plan.problem.dtype)
         self._empty = np.empty if prod(shape) * self.dtype.itemsize < memory.SMALL else memory.empty
 

@@ -1,6 +1,6 @@
 """A call of a kernel as one step of the interpreter: emitted code that CPython calls as it calls its own functions.
 
-Through ctypes the last steps of a call (where four arrays stand, six slots to fill, the call itself) take two microseconds,
+Through ctypes the last steps of a call (where four arrays stand, seven slots to fill, the call itself) take two microseconds,
 more than small layers do. Here they are a function of CPython's own kind (METH_FASTCALL) that is written like any other code of
 this package: it reads the arrays' addresses from the objects, fills the job, and runs it without the interpreter's lock.
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv.codegen import jit, memory, threads
+from upconv.codegen import jit, memory, system, threads
 from upconv.codegen.ir import Function, Value, module
 from upconv.codegen.target import Target
 
@@ -48,16 +48,12 @@ class _Method(ctypes.Structure):
 # -- emitted code ------------------------------------------------------------------------------------------------------
 
 
-def _pointer(f: Function, number: Value) -> Value:
-    return Value(f, f.emit(f"inttoptr i64 {number.text} to ptr", "ptr").text, "ptr", element="i64")
-
-
 def _known(f: Function, known: Value, name: str) -> Value:
     return f.load("i64", known.of("i64")[_KNOWN.index(name)])
 
 
 def _api(f: Function, known: Value, name: str, *arguments: Value, returns: str = "i64") -> Value:
-    function = _pointer(f, _known(f, known, name))
+    function = system.pointer(f, _known(f, known, name))
     call = f"call {returns} {function.text}({', '.join(f'{a.type} {a.text}' for a in arguments)})"
     if returns == "void":
         f.do(call)
@@ -69,7 +65,7 @@ def _emit_address() -> Function:
     """`address(known, object)`: of an array's memory, or the number that the object is; 0 with an error set for others."""
     f = Function("address", [("known", "ptr"), ("object", "i64")], returns="i64", attributes="internal nounwind")
     known, given = f.arguments
-    at, array = _pointer(f, given), _known(f, known, "array")
+    at, array = system.pointer(f, given), _known(f, known, "array")
     type_ = f.load("i64", at.of("i8")[_HEADER - 8])
     other, subtype, number = f.label("other"), f.label("array"), f.label("number")
     f.do(f"br i1 {type_.equals(array).text}, label %{subtype}, label %{other}")
@@ -97,7 +93,7 @@ def _emit_launch(address: Function) -> Function:
     f.do(f"br i1 {count.equals(1 + len(_GIVEN)).text}, label %{convert}, label %{fail}")
     f.start(convert)
     job, *given = (f.load("i64", arguments.of("i64")[i]) for i in range(1 + len(_GIVEN)))
-    slots = _pointer(f, f.call(address, [known, job])).of("i64")
+    slots = system.pointer(f, f.call(address, [known, job])).of("i64")
     values = []
     for name, value in zip(_GIVEN, given, strict=True):
         if name != "bias":
@@ -115,7 +111,7 @@ def _emit_launch(address: Function) -> Function:
     f.do(f"br i1 {entry.equals(0).text}, label %{end}, label %{run}")
     f.start(run)
     state = _api(f, known, "PyEval_SaveThread")
-    f.do(f"call void {_pointer(f, entry).text}(ptr {slots.text})")
+    f.do(f"call void {system.pointer(f, entry).text}(ptr {slots.text})")
     _api(f, known, "PyEval_RestoreThread", state, returns="void")
     f.do(f"br label %{end}")
     f.start(end)

@@ -118,14 +118,7 @@ def _emit_member(leave: Function, come: Function) -> Function:
         f.call(leave, [here])
     f.do(f"call void {entry.text}(ptr {job.text})")
     with f.when(caller, name="end"):
-        wait, aside, done = f.label("wait"), f.label("aside"), f.label("done")
-        f.do(f"br label %{wait}")
-        f.start(wait)
-        f.do(f"br i1 {f.call(come, [shared]).equals(0).text}, label %{aside}, label %{done}")
-        f.start(aside)
-        system.call(f, "i32 @sched_yield()")
-        f.do(f"br label %{wait}")
-        f.start(done)
+        system.wait(f, lambda: f.call(come, [shared]).equals(0), lambda: system.call(f, "i32 @sched_yield()"))
     return f
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from upconv.codegen.ir import Function, Value
 from upconv.codegen.target import Target
 
@@ -14,6 +16,23 @@ def pause(f: Function, target: Target) -> None:
     elif target.triple.startswith(("aarch64", "arm64")):
         f.declarations["pause"] = "declare void @llvm.aarch64.hint(i32)"
         f.do("call void @llvm.aarch64.hint(i32 1)")
+
+
+def wait(f: Function, busy: Callable[[], Value], meanwhile: Callable[[], object]) -> None:
+    """Looks for as long as it is `busy`, which writes the code that tells, with what `meanwhile` writes between two looks."""
+    look, again, done = f.label("look"), f.label("again"), f.label("done")
+    f.do(f"br label %{look}")
+    f.start(look)
+    f.do(f"br i1 {busy().text}, label %{again}, label %{done}")
+    f.start(again)
+    meanwhile()
+    f.do(f"br label %{look}")
+    f.start(done)
+
+
+def pointer(f: Function, number: Value) -> Value:
+    """An address as a pointer to words."""
+    return Value(f, f.emit(f"inttoptr i64 {number.text} to ptr", "ptr").text, "ptr", element="i64")
 
 
 def load(f: Function, address: Value) -> Value:

@@ -138,7 +138,7 @@ def _emit_worker(target: Target, futex: int) -> Function:
     running = f.emit(f"or i64 {job.text}, 2", "i64")
     f.do(f"br i1 {system.exchange(f, state, now, running).text}, label %{run}, label %{wait}")
     f.start(run)
-    code, data = f.load("ptr", function), f.emit(f"inttoptr i64 {job.text} to ptr", "ptr")
+    code, data = f.load("ptr", function), system.pointer(f, job)
     f.store(system.processor(f), block[_PROCESSOR])
     f.do(f"call void {code.text}(ptr {data.text})")
     system.store(f, f.value(0), state)
@@ -173,14 +173,7 @@ def _emit_submit(target: Target, futex: int) -> Function:
         bit = f.emit(f"shl i64 1, {i.text}", "i64")
         late.next = [late.values[0] | f.select(back, bit, 0)]
         with f.otherwise(back, name="taken"):
-            spin, again, done = f.label("spin"), f.label("again"), f.label("collected")
-            f.do(f"br label %{spin}")
-            f.start(spin)
-            f.do(f"br i1 {system.load(f, state).equals(running).text}, label %{again}, label %{done}")
-            f.start(again)
-            system.pause(f, target)
-            f.do(f"br label %{spin}")
-            f.start(done)
+            system.wait(f, lambda: system.load(f, state).equals(running), lambda: system.pause(f, target))
     f.do(f"ret i64 {late.results[0].text}")
     return f
 

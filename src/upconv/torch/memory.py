@@ -109,8 +109,10 @@ class Last:
             and weight.data_ptr() == at
             and weight.shape == self._weight_shape
             and weight.is_contiguous()
-            and (bias is None or (bias.dtype is dtype and bias.data_ptr() == bias_at and bias.shape == self._bias_shape))
-            and (bias is None or bias.is_contiguous())
+            and (
+                bias is None
+                or (bias.dtype is dtype and bias.data_ptr() == bias_at and bias.shape == self._bias_shape and bias.is_contiguous())
+            )
             and self._era is _era
             and asked_for() == self._threads
             and undisturbed(x)
