@@ -269,9 +269,14 @@ def tasks(problem: Problem, how: Blocking) -> int:
 
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds of the GEMMs, padding of tiles included; none where transformed weights are zero."""
+    return round(_streamed(problem, how) * _length(how))
+
+
+def _streamed(problem: Problem, how: Blocking) -> float:
+    """Transformed weights that the columns of a block meet: those that are live, at points that it does not leave out."""
     table = _point_table(problem, how)
-    strips = (table[:, 1] * table[:, 3] * _shares(problem, how, table)).sum()
-    return how.chunks * how.tile.rows * round(float(strips) * _length(how)) * problem.spec.groups
+    strips = float((table[:, 1] * table[:, 3] * _shares(problem, how, table)).sum())
+    return how.chunks * how.tile.rows * strips * problem.spec.groups
 
 
 def _length(how: Blocking) -> int:
@@ -298,7 +303,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     wide = w.positions > 2 * tile.lanes and not how.by_position
     stored = store.cycles(vectors * rows * how.halves**2 * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
-    streamed = how.cut.count * rows * how.depth * how.points * PRODUCTS[how.halves] / spec.groups * problem.itemsize
+    streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
     seconds = microkernel.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
     return seconds * held_up(tasks(problem, how), threads)
