@@ -163,13 +163,16 @@ def blocking(problem: Problem, target: Target, threads: int, halves: int = 1, la
     cuts = [columns.cut(length, unit, ceil(length / block), images)]  # as few as are no longer: weights stream past each
     if unit == width:  # as many, but more alike
         cuts.append(columns.cut(length, tile.lanes * halves, cuts[0].pieces, images))
+    if halves == 1 and alike:
+        cuts += [columns.cut(length, tile.lanes, pieces) for pieces in range(2, length // width + 2)]
     if halves == 1:
         cuts = [_by_position(problem, tiling, tile, cut, most) for cut in cuts]
     if cuts[0].count * groups < 2 * threads and chunk >= m // halves > 1:
         chunk = _choose_chunk(tiling, tile, halves, ceil(m // halves / threads))
     needed = [_needed(problem, tiling.ways, halves == 1 and cut.parts > 1) for cut in cuts]
     shared = [_shared(tiling, tile, halves, chunk, cut, share, threads) for cut, share in zip(cuts, needed, strict=True)]
-    best = 1 if len(cuts) > 1 and shared[1][0] < EQUAL * shared[0][0] else 0
+    best = min(range(len(cuts)), key=lambda i: shared[i][0])
+    best = best if shared[best][0] < EQUAL * shared[0][0] else 0
     return sized(problem, tiling, tile, halves, chunk, cuts[best], shared[best][1], target)
 
 
