@@ -165,13 +165,6 @@ def choose_tile(problem: Problem, target: Target) -> Tile:
     return offered[best[1]]
 
 
-def _columns(length: int, tile: Tile) -> float:
-    """Columns computed, in wide tiles' worth: the last ones run in narrow tiles, at a wide tile's price a vector or so."""
-    whole, rest = divmod(length, tile.width)
-    narrow = replace(tile, vectors=1)
-    return whole + ceil(rest / tile.lanes) * min(1.0, microkernel.step_cycles(narrow) / microkernel.step_cycles(tile))
-
-
 COPIED = 3.5
 """Cycles of copying a vector into a panel; twice as many where steps lie between its elements."""
 UNALIGNED = 1.2
@@ -199,12 +192,12 @@ def _ways(problem: Problem, target: Target, tile: Tile) -> list[Way]:
         groups = shape_groups(shape, shared)
         repeats = pack_channels(tile, target, channels_in, groups) < channels_in
         chunk = _choose_chunk(tile, target, spec, groups, repeats)
-        step = _steps(tile, spec, chunk, groups) * microkernel.step_cycles(tile)
+        step = _steps(tile, spec, chunk, groups)
         dense = columns.count(problem.batch, lines(shape))
         vector = COPIED if shape.axes[2].in_step == 1 else 2 * COPIED
         copied = len(distinct_reads(phase_groups(shape, shared))) * channels_in * ceil(dense / tile.lanes) * vector
-        found.append(Way(step * _columns(dense, tile) + copied, True, cropped, shared, chunk))
-        found.append(Way(step * UNALIGNED * _columns(shape.length, tile), False, cropped, shared, chunk))
+        found.append(Way(step * microkernel.columns_cycles(tile, dense) + copied, True, cropped, shared, chunk))
+        found.append(Way(step * UNALIGNED * microkernel.columns_cycles(tile, shape.length), False, cropped, shared, chunk))
     return found
 
 

@@ -259,13 +259,15 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     spec, tile = problem.spec, how.tile
     d, h, w = lines(problem)
     taps = prod(spec.kernel_size)
-    ends = (tile.rows * tile.vectors + microkernel.END) / (spec.in_channels // spec.groups)
-    gemm = macs(problem, how) / (tile.rows * tile.width) * (microkernel.step_cycles(tile) * 1.08 + ends)
+    columns_ = how.images * prod(problem.input_size)
+    wide, narrow = microkernel.tiles_of(tile, columns_)
+    ends = wide * (tile.rows * tile.vectors + microkernel.END) + narrow * (tile.rows + microkernel.END)
+    depth, strips = spec.in_channels // spec.groups, how.block_count * how.chunks * how.tile_blocks * spec.groups
+    gemm = strips * (depth * microkernel.columns_cycles(tile, columns_) + ends)
     vectors = problem.batch * d.positions * h.positions * ceil(w.positions / tile.lanes)
     rows = vectors * spec.out_channels
     fold = rows * taps * 2.0 + rows * prod(spec.stride) * 5.0 + vectors * taps * how.chunks * spec.groups * LISTED
-    wide = w.positions > 2 * tile.lanes
-    stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, wide)
+    stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache

@@ -169,5 +169,5 @@ def _emit_gemm(
     depth = s["channels_in"] * tile.rows
     left = weight[ic * s["tile_blocks"] * depth]
     sizes: list[Int] = [taps, 1, s["channels_in"], s["x_pitch"]]
-    pitch = s["patch_pitch"]
-    microkernel.emit_block(f, tile, do_tiles, left, s["tile_blocks"], depth, stored, 1, sizes, patches, pitch, width)
+    pitch, whole = s["patch_pitch"], (width + (tile.lanes - 1)) // tile.lanes * tile.lanes  # one tile for 9 of 16 columns
+    microkernel.emit_block(f, tile, do_tiles, left, s["tile_blocks"], depth, stored, 1, sizes, patches, pitch, whole)

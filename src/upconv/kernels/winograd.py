@@ -44,7 +44,7 @@ from upconv.kernels.winograd_tiles import (
     windows,
 )
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
-from upconv.kernels.winograd_work import back_cycles, columns_cycles, tiles_of, transform_cycles
+from upconv.kernels.winograd_work import back_cycles, transform_cycles
 from upconv.spec import Problem
 
 NAME = "winograd"
@@ -318,9 +318,9 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     cycles = 0.0
     for count, size in how.cut.sizes():
         columns_ = ceil(size / how.halves)
-        wide, narrow = tiles_of(tile, columns_)
+        wide, narrow = microkernel.tiles_of(tile, columns_)
         ending = wide * (tile.vectors * tile.rows + microkernel.END) + narrow * (tile.rows + microkernel.END)
-        cycles += count * (strips * columns_cycles(tile, columns_) + ends * ending)
+        cycles += count * (strips * microkernel.columns_cycles(tile, columns_) + ends * ending)
     return cycles * how.chunks * problem.spec.groups
 
 

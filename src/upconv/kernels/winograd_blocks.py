@@ -25,7 +25,7 @@ from upconv.kernels.winograd_tiles import (
     tiling_of,
 )
 from upconv.kernels.winograd_way import Code
-from upconv.kernels.winograd_work import anew_cycles, columns_cycles, part_of, rows_done, tile_blocks_of
+from upconv.kernels.winograd_work import anew_cycles, part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
 
 FEW, FEW_OF_HALVES, WORTH, FULL = 144, 4096, 0.95, 0.9
@@ -126,7 +126,7 @@ class Blocking:
     @property
     def tasks(self) -> list[tuple[int, float]]:
         """(count, relative time) of the tasks of a group."""
-        sizes = [(count, columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
+        sizes = [(count, microkernel.columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
         return _tasks(sizes, self.chunks, self.splits, 0.0)
 
     @property
@@ -192,7 +192,7 @@ def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut,
             strips
             * tiling.depth
             * _needed(problem, tiling.ways, apart)
-            * sum(number * columns_cycles(tile, size) for number, size in sizes)
+            * sum(number * microkernel.columns_cycles(tile, size) for number, size in sizes)
         )
         rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
         return gemm + ALONE * rows * apart
@@ -265,7 +265,7 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
     if not alike:
         return _Offer(tile, chunk, most, many, many)
     blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if halves == 1 else 1).sizes()
-    few = cycles(sum(count * columns_cycles(tile, size) for count, size in blocks) / alike, min(most, alike))
+    few = cycles(sum(count * microkernel.columns_cycles(tile, size) for count, size in blocks) / alike, min(most, alike))
     return _Offer(tile, chunk, most, many, few)
 
 
@@ -281,7 +281,7 @@ def _shared(
     rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[halves]
     gemm = needed * rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
-    sizes = [(count * spec.groups, columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
+    sizes = [(count * spec.groups, microkernel.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
     def time(splits: int) -> float:
         return jobs.busiest(_tasks(sizes, chunks, splits, transform), threads) * held_up(parts * splits, threads)

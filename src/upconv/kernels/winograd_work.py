@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from math import ceil
 
-from upconv.kernels import microkernel
 from upconv.kernels.microkernel import Tile
 from upconv.kernels.winograd_tiles import Tiling, classes, live, phases_of
 
@@ -78,14 +76,3 @@ def _live_points(tiling: Tiling) -> tuple[int, ...]:
 def tile_blocks_of(tiling: Tiling, chunk: int, tile: Tile) -> tuple[int, ...]:
     """Strips of a chunk's rows, class by class."""
     return tuple(ceil(chunk * len(residues) / tile.rows) for residues in phases_of(tiling))
-
-
-def tiles_of(tile: Tile, count: int) -> tuple[int, int]:
-    """Wide tiles of so many columns, and narrow ones at the end."""
-    return divmod(ceil(count / tile.lanes), tile.vectors)
-
-
-def columns_cycles(tile: Tile, count: int) -> float:
-    """Cycles of a step of so many columns."""
-    wide, narrow = tiles_of(tile, count)
-    return wide * microkernel.step_cycles(tile) + narrow * microkernel.step_cycles(replace(tile, vectors=1))
