@@ -37,6 +37,9 @@ ALONE, BY_POSITION = 45.0, 0.95
 """Cycles that a row of a vector's outputs takes longer where each tile's are stored by themselves, and the share of the cycles that
 blocks of one position each should leave. Measured."""
 
+BEGIN = 8000.0
+"""Cycles that a task takes before its sums: to list its columns, to clear what it has to. Measured."""
+
 EQUAL = 0.97
 """The share of the busiest thread's time that blocks more alike, which end in narrow tiles, should leave."""
 
@@ -283,8 +286,11 @@ def _shared(
     transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
     sizes = [(count * spec.groups, microkernel.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
+    begin = BEGIN * tile.rows / (needed * rows * tiling.depth // halves)
+
     def time(splits: int) -> float:
-        return jobs.busiest(_tasks(sizes, chunks, splits, transform), threads) * held_up(parts * splits, threads)
+        tasks = [(count, time + begin) for count, time in _tasks(sizes, chunks, splits, transform)]
+        return jobs.busiest(tasks, threads) * held_up(parts * splits, threads)
 
     most = max(1, min(chunks, ceil(8 * threads / parts))) if threads > 1 else 1
     offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, most + 1)}
