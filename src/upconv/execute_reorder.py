@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -34,12 +35,25 @@ def reordered(x: int, shape: tuple[int, ...], dtype: Any, to_last: bool, target:
 def fill(x: int, y: int, shape: tuple[int, ...], dtype: np.dtype[Any], to_last: bool, target: Target) -> None:
     """Writes at the address y what stands at x, in the other order."""
     n, c, *spatial = shape
+    entry, known = _known(n, prod(spatial), c, dtype, to_last, target)
+    job = jobs.again(known)
+    job[_X], job[_Y] = x, y
+    threads.run(entry, memory.address(job), threads.get_num_threads() if prod(shape) > FEW else 1, target)
+
+
+_X, _Y = (reorder.SLOTS.index[name] for name in ("x", "y"))
+
+
+@lru_cache(maxsize=512)
+def _known(
+    images: int, positions: int, channels: int, dtype: np.dtype[Any], to_last: bool, target: Target
+) -> tuple[int, NDArray[np.int64]]:
+    """The address of the code for a shape, and its job but for the arrays."""
     name = f"{reorder.NAME}_f{dtype.itemsize * 8}_{'last' if to_last else 'first'}_{target.name}"
     element = microkernel.ELEMENTS[dtype.name]
     code = jit.get(name, "", ("entry",), lambda: reorder.emit(element, to_last, target), target)
-    bound = reorder.bind(n, prod(spatial), c)
-    job = jobs.filled(reorder.SLOTS, {**bound.slots, "x": x, "y": y}, bound.tasks)
-    threads.run(code["entry"], job.ctypes.data, threads.get_num_threads() if prod(shape) > FEW else 1, target)
+    bound = reorder.bind(images, positions, channels)
+    return code["entry"], jobs.filled(reorder.SLOTS, bound.slots, bound.tasks)
 
 
 def channels_last(x: NDArray[Any]) -> bool:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -24,8 +25,19 @@ MOST_FREE = 256 << 20
 SMALL = 64 << 10
 _PAGE = 64 << 10
 
+
+class _Block:
+    """Pages, and where they are."""
+
+    __slots__ = ("address", "pages", "size")
+
+    def __init__(self, pages: mmap.mmap, size: int):
+        self.pages, self.size = pages, size
+        self.address = np.frombuffer(pages, np.uint8).ctypes.data
+
+
 _lock = threading.RLock()  # a collection inside it may finalise a lease
-_free: OrderedDict[int, list[mmap.mmap]] = OrderedDict()  # by size, the size last in use at the end
+_free: OrderedDict[int, list[_Block]] = OrderedDict()  # by size, the size last in use at the end
 _free_bytes = 0
 
 
@@ -38,6 +50,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+@lru_cache(maxsize=4096)
 def _size_class(size: int) -> int:
     """Rounded up so that nearly equal sizes share blocks: to an eighth of the power of two below, and to whole pages."""
     unit = max(_PAGE, 1 << max(0, size.bit_length() - 4))
@@ -51,7 +64,7 @@ def _map(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
-def _take(size: int) -> mmap.mmap:
+def _take(size: int) -> _Block:
     global _free_bytes
     with _lock:
         waiting = _free.get(size)
@@ -59,15 +72,16 @@ def _take(size: int) -> mmap.mmap:
             _free_bytes -= size
             _free.move_to_end(size)
             return waiting.pop()
-    block = _map(size)
+    pages = _map(size)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= 4 << 20:
         with suppress(OSError):  # a kernel without huge pages serves small ones
-            block.madvise(mmap.MADV_HUGEPAGE)
-    return block
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return _Block(pages, size)
 
 
-def _give(block: mmap.mmap, size: int) -> None:
+def _give(block: _Block) -> None:
     global _free_bytes
+    size = block.size
     if size > MOST_FREE:
         return
     with _lock:
@@ -83,25 +97,15 @@ def _give(block: mmap.mmap, size: int) -> None:
                 _free.pop(oldest, None)
 
 
-class _Lease:
-    """Holds a block for the array made of it."""
+@lru_cache(maxsize=1024)
+def _lease(size: int) -> Any:
+    """The class of what holds a block of a size for the array made of it: memory to NumPy, which asks least of ctypes' own."""
 
-    __slots__ = ("__array_interface__", "__weakref__", "block", "size")
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], size: int):
-        self.size = size
-        self.block = _take(size)
-        address = np.frombuffer(self.block, np.uint8).ctypes.data
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": shape,
-            "typestr": dtype.str,
-            "data": (address, False),
-        }
-
-    def __del__(self) -> None:
+    def give(self: Any) -> None:
         with suppress(AttributeError, TypeError):  # interpreter shutdown
-            _give(self.block, self.size)
+            _give(self.block)
+
+    return type("Lease", (ctypes.c_char * size,), {"__slots__": ("block",), "__del__": give})
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -114,7 +118,10 @@ def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     size = prod(shape) * dtype.itemsize
     if size < SMALL:
         return np.empty(shape, dtype)
-    return np.asarray(_Lease(shape, dtype, _size_class(size)))
+    block = _take(_size_class(size))
+    lease = _lease(block.size).from_address(block.address)
+    lease.block = block
+    return np.ndarray(shape, dtype, lease)
 
 
 def _layout_is_known() -> bool:

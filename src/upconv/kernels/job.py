@@ -13,6 +13,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from upconv.codegen import memory
 from upconv.codegen.ir import Function, Value
 
 NEXT, TASKS, TICKET, WORKSPACE, WORKSPACE_BYTES = range(5)
@@ -107,8 +108,20 @@ class Bound:
 
 def filled(slots: Slots, numbers: dict[str, int], tasks: int) -> NDArray[np.int64]:
     """The memory of a job with these numbers (and addresses), on a line of the cache."""
-    room = np.zeros(len(slots.names) + 8, np.int64)
-    job = room[-room.ctypes.data % 64 // 8 :][: len(slots.names)]
+    job = _room(len(slots.names))
+    job[:] = 0
     for name, number in {**numbers, "tasks": tasks}.items():
         job[slots.index[name]] = number
     return job
+
+
+def again(job: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A job with the same numbers, for another call."""
+    copy = _room(job.size)
+    copy[:] = job
+    return copy
+
+
+def _room(count: int) -> NDArray[np.int64]:
+    room = np.empty(count + 8, np.int64)
+    return room[-memory.address(room) % 64 // 8 :][:count]

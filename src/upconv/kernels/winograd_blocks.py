@@ -286,7 +286,7 @@ def _shared(
     transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
     sizes = [(count * spec.groups, microkernel.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
 
-    begin = BEGIN * tile.rows / (needed * rows * tiling.depth // halves)
+    begin = BEGIN * tile.rows / (needed * rows * tiling.depth / halves)
 
     def time(splits: int) -> float:
         tasks = [(count, time + begin) for count, time in _tasks(sizes, chunks, splits, transform)]
