@@ -285,7 +285,6 @@ def _shared(
     gemm = needed * rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
     sizes = [(count * spec.groups, microkernel.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
-
     begin = BEGIN * tile.rows / (needed * rows * tiling.depth / halves)
 
     def time(splits: int) -> float:

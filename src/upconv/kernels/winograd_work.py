@@ -1,4 +1,4 @@
-"""What a block of Winograd tiles costs: cycles of its transforms, rows and columns of its GEMMs, how long its sums are."""
+"""What a block of Winograd tiles costs: cycles of its transforms, rows of its GEMMs, how long its sums are."""
 
 from __future__ import annotations
 
