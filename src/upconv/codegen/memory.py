@@ -99,7 +99,7 @@ def _give(block: _Block) -> None:
 
 @lru_cache(maxsize=1024)
 def _lease(size: int) -> Any:
-    """The class of what holds a block of a size for the array made of it: memory to NumPy, which asks least of ctypes' own."""
+    """The class of what holds a block for the array made of it: a ctypes array, the memory that NumPy takes up fastest."""
 
     def give(self: Any) -> None:
         with suppress(AttributeError, TypeError):  # interpreter shutdown

@@ -91,19 +91,25 @@ def step_cycles(tile: Tile) -> float:
     return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.3 + 0.1 * tile.vectors
 
 
-def tiles_of(tile: Tile, count: int) -> tuple[int, int]:
+def _tiles_of(tile: Tile, count: int) -> tuple[int, int]:
     """Wide tiles of so many columns, and narrow ones at the end."""
     return divmod(ceil(count / tile.lanes), tile.vectors)
 
 
 def columns_cycles(tile: Tile, count: int) -> float:
     """Cycles of a step of so many columns."""
-    wide, narrow = tiles_of(tile, count)
+    wide, narrow = _tiles_of(tile, count)
     return wide * step_cycles(tile) + narrow * step_cycles(replace(tile, vectors=1))
 
 
 END = 12.0
 """Cycles that a tile takes besides its steps and the storing of its sums. Measured."""
+
+
+def ends_cycles(tile: Tile, count: int) -> float:
+    """Cycles that the tiles of so many columns take besides their steps."""
+    wide, narrow = _tiles_of(tile, count)
+    return wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
 
 
 MOVED, STREAMED = 10e9, 10e9

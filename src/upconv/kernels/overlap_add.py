@@ -260,10 +260,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     d, h, w = lines(problem)
     taps = prod(spec.kernel_size)
     columns_ = how.images * prod(problem.input_size)
-    wide, narrow = microkernel.tiles_of(tile, columns_)
-    ends = wide * (tile.rows * tile.vectors + microkernel.END) + narrow * (tile.rows + microkernel.END)
     depth, strips = spec.in_channels // spec.groups, how.block_count * how.chunks * how.tile_blocks * spec.groups
-    gemm = strips * (depth * microkernel.columns_cycles(tile, columns_) + ends)
+    gemm = strips * (depth * microkernel.columns_cycles(tile, columns_) + microkernel.ends_cycles(tile, columns_))
     vectors = problem.batch * d.positions * h.positions * ceil(w.positions / tile.lanes)
     rows = vectors * spec.out_channels
     fold = rows * taps * 2.0 + rows * prod(spec.stride) * 5.0 + vectors * taps * how.chunks * spec.groups * LISTED

@@ -274,9 +274,13 @@ def macs(problem: Problem, how: Blocking) -> int:
 
 def _streamed(problem: Problem, how: Blocking) -> float:
     """Transformed weights that the columns of a block meet: those that are live, at points that it does not leave out."""
+    return how.chunks * how.tile.rows * _steps(problem, how) * problem.spec.groups
+
+
+def _steps(problem: Problem, how: Blocking) -> float:
+    """Steps of a chunk's strips for a column of tiles, all points of a block together, in the mean of the blocks."""
     table = _point_table(problem, how)
-    strips = float((table[:, 1] * table[:, 3] * _shares(problem, how, table)).sum())
-    return how.chunks * how.tile.rows * strips * problem.spec.groups
+    return float((table[:, 1] * table[:, 3] * _shares(problem, how, table)).sum())
 
 
 def _length(how: Blocking) -> int:
@@ -313,14 +317,12 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     """Estimated cycles of the products: steps of wide tiles and of the narrow ones that blocks end in, and their ends."""
     tile, table = how.tile, _point_table(problem, how)
     shares = _shares(problem, how, table)
-    strips = float((table[:, 1] * table[:, 3] * shares).sum())
+    steps_ = _steps(problem, how)
     ends = float((table[:, 1] * np.ceil(table[:, 3] / how.depth_part) * shares).sum())
     cycles = 0.0
     for count, size in how.cut.sizes():
         columns_ = ceil(size / how.halves)
-        wide, narrow = microkernel.tiles_of(tile, columns_)
-        ending = wide * (tile.vectors * tile.rows + microkernel.END) + narrow * (tile.rows + microkernel.END)
-        cycles += count * (strips * microkernel.columns_cycles(tile, columns_) + ends * ending)
+        cycles += count * (steps_ * microkernel.columns_cycles(tile, columns_) + ends * microkernel.ends_cycles(tile, columns_))
     return cycles * how.chunks * problem.spec.groups
 
 

@@ -253,8 +253,9 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
     """What a tile would do: blocks and chunks as the second-level cache holds them, and their cycles."""
     spec = tiling.spec
     m, phases = spec.out_channels // spec.groups // halves, prod(steps(spec)[0])
-    points, depth, item = len(tiling.points) * PRODUCTS[halves], tiling.depth // halves, SIZES[tile.element]
-    most = int(target.l2 * 0.35 / (points * depth * item)) // tile.width * tile.width
+    points, item = len(tiling.points) * PRODUCTS[halves], SIZES[tile.element]
+    column = points * (tiling.depth // halves) * item  # bytes of V
+    most = int(target.l2 * 0.35 / column) // tile.width * tile.width
     most = min(max(most, 2 * tile.width), 512)
     room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
     chunk = _choose_chunk(tiling, tile, halves, min(m, max(room, ceil((tile.rows if halves == 1 else 48) / phases))))
@@ -262,7 +263,7 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
 
     def cycles(step: float, block: int) -> float:
         """Of all strips, those of one step given; more where a block's V is too much for the cache."""
-        return strips * step * (1 + SPILT * max(0.0, points * depth * block * item / target.l2 - 1.0))
+        return strips * step * (1 + SPILT * max(0.0, column * block / target.l2 - 1.0))
 
     many = cycles(microkernel.step_cycles(tile) / tile.width, most)
     if not alike:
