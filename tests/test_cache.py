@@ -230,6 +230,25 @@ def test_the_oldest_objects_give_way(place: Path, monkeypatch: pytest.MonkeyPatc
     assert cache.load(keys[-1]) == OBJECT
 
 
+def test_objects_that_others_drop_meanwhile_are_not_missed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that prunes lists the files first and looks at each afterwards; between the two another one may prune."""
+    monkeypatch.setattr(cache, "MOST_ENTRIES", 3)
+    keys = [bytes([i]) * 32 for i in range(5)]
+    listed = Path.glob
+
+    def and_one_gone(self: Path, pattern: str) -> list[Path]:
+        return [*listed(self, pattern), self / "gone.o"]
+
+    monkeypatch.setattr(Path, "glob", and_one_gone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for key in keys:
+            cache.save(key, OBJECT)
+        assert cache.info() == cache.Info(place, 3, 3 * stored_file(place, keys[-1]).stat().st_size)
+        assert cache.load(keys[-1]) == OBJECT
+        assert cache.clear() == 3
+
+
 def test_processes_at_once_never_see_half_a_file(place: Path) -> None:
     """Four processes write and read the same keys; each load gives a whole object or none, without a warning."""
     code = """

@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -116,25 +117,34 @@ def save(key: bytes, stored: bytes) -> None:
         _warn(f"{path.parent} cannot be written ({error.strerror})")
 
 
+def _entries(where: Path) -> list[tuple[Path, os.stat_result]]:
+    """Every object there is; another process may drop one between its being listed and being looked at."""
+    found = []
+    for path in where.glob("*.o"):
+        with suppress(FileNotFoundError):
+            found.append((path, path.stat()))
+    return found
+
+
 def _prune(where: Path) -> None:
-    """Drop the oldest objects beyond MOST_ENTRIES."""
-    entries = list(where.glob("*.o"))
-    if len(entries) > MOST_ENTRIES:
-        for path in sorted(entries, key=lambda p: p.stat().st_mtime)[: len(entries) - MOST_ENTRIES]:
+    """Drop the oldest objects beyond MOST_ENTRIES, and a few more, so that not every save has to look."""
+    if sum(1 for _ in where.glob("*.o")) > MOST_ENTRIES:
+        entries = sorted(_entries(where), key=lambda entry: entry[1].st_mtime)
+        for path, _ in entries[: len(entries) - MOST_ENTRIES + MOST_ENTRIES // 16]:
             path.unlink(missing_ok=True)
 
 
 def info() -> Info:
     """What the cache holds."""
     where = directory()
-    sizes = [p.stat().st_size for p in where.glob("*.o")] if where else []
+    sizes = [found.st_size for _, found in _entries(where)] if where else []
     return Info(where, len(sizes), sum(sizes))
 
 
 def clear() -> int:
     """Remove every object; returns how many there were."""
     where = directory()
-    entries = list(where.glob("*.o")) if where else []
-    for path in entries:
+    entries = _entries(where) if where else []
+    for path, _ in entries:
         path.unlink(missing_ok=True)
     return len(entries)

@@ -28,7 +28,7 @@ except (ImportError, OSError):  # not installed, or built for another machine: t
 AVAILABLE = llvm is not None
 """Whether machine code can be made here."""
 
-OPTIMISATION = "O2, no vectorisers, no unrolling; 1"
+OPTIMISATION = "O1, no vectorisers, no unrolling; 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def compile_object(text: str, target: Target) -> bytes:
     module = llvm.parse_assembly(text)
     module.triple = target.triple
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options = llvm.create_pipeline_tuning_options(speed_level=1)
     options.loop_vectorization = options.slp_vectorization = False
     options.loop_unrolling = options.loop_interleaving = False
     builder = llvm.create_pass_builder(machine, options)
