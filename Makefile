@@ -1,19 +1,26 @@
 # Two commands on a machine with Python: `make demo` runs the main job, `make test` runs every test.
 PYTHON ?= python3
 VENV ?= .venv
+# A test mostly waits for one thread that compiles; more processes than this want gigabytes for the frameworks they import.
+TEST_PROCESSES ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test docs lint lint-rules lint-format lint-types lint-floors format clean
+.PHONY: demo test test-alone test-together docs lint lint-rules lint-format lint-types lint-floors format clean
 
 demo: $(VENV)/base
 	$(BIN)/upconv demo
 
-test: $(VENV)/test
-	$(BIN)/python -m pytest
+test: test-alone test-together
+
+test-alone: $(VENV)/test
+	$(BIN)/python -m pytest -m alone
+
+test-together: $(VENV)/test
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -212,6 +212,7 @@ def test_interrupted_keeps_what_was_measured() -> None:
     assert "**Interrupted: 2 layers were not measured.**" in report.markdown(done)
 
 
+@pytest.mark.alone
 def test_a_burst_waits_for_the_threads_of_the_one_before_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "LONGEST", 0.5)
     stop = Event()

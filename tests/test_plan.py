@@ -234,6 +234,7 @@ print(time.perf_counter() - before)
 """
 
 
+@pytest.mark.alone
 def test_first_calls_are_quick(tmp_path: Path) -> None:
     """Half a second from nothing, 50 ms from a warm cache; the bounds are three times that, for noisy machines."""
     place = {"UPCONV_CACHE_DIR": str(tmp_path)}
@@ -244,6 +245,7 @@ def test_first_calls_are_quick(tmp_path: Path) -> None:
     assert warm < cold
 
 
+@pytest.mark.alone
 def test_a_plan_is_found_again_at_once() -> None:
     problem = problem_of("U-Net decoder")
     planner.make(problem, PRETENDED, 2)
