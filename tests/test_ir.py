@@ -290,10 +290,14 @@ def test_no_tile_touches_the_stack_in_its_inner_loop(
 def test_no_kernel_touches_the_stack_in_its_hottest_loop(
     kernel: Any, problem: Any, target: Target, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The loop with the most multiply-adds, in the whole optimised module (where LLVM may have merged and moved things)."""
+    """The loop with the most multiply-adds, in the whole optimised module (where LLVM may have merged and moved things).
+
+    Of the loops that broadcast one of the factors, where there are any: a transform may have as many, and keeps pointers there.
+    """
     text = kernel.emit(problem, kernel.blocking(problem, target, 2))
     loops = hot_loops(assembly(text, target, monkeypatch, capfd))
     assert loops
+    loops = [loop for loop in loops if any(re.match(r"vbroadcasts.*\(%r(?!ip|sp)|v.*1to", line) for line in loop)] or loops
 
     def products(loop: list[str]) -> int:
         return sum(bool(re.match(r"vfn?m(add|sub)", line)) for line in loop)

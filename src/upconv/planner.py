@@ -11,12 +11,12 @@ from math import prod
 from typing import Any
 
 from upconv.codegen.target import Target
-from upconv.kernels import depthwise, direct, indirect, overlap_add, strassen, winograd, winograd_wide
+from upconv.kernels import depthwise, direct, indirect, overlap_add, strassen, winograd, winograd_last, winograd_wide
 from upconv.spec import Problem
 
 CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, overlap_add, depthwise)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
-LAST: tuple[Any, ...] = (indirect,)
+LAST: tuple[Any, ...] = (indirect, winograd_last)
 """Those for arrays that have their channels last."""
 REORDERED, REORDERING = 7e9, 20e-6
 """Bytes a second and thread, read and written, of reordering between channels-first and channels-last; and the seconds that the
@@ -96,11 +96,13 @@ Offer = tuple[float, Any, Any]
 """Estimated seconds, a kernel and its blocking."""
 
 
-def _offers(problem: Problem, target: Target, threads: int, precise: bool) -> tuple[list[Offer], list[tuple[str, str]]]:
+def _offers(
+    problem: Problem, target: Target, threads: int, precise: bool, kernels: tuple[Any, ...] = CANDIDATES
+) -> tuple[list[Offer], list[tuple[str, str]]]:
     """What the kernels offer, and why others do not."""
     offers: list[Offer] = []
     rejected: list[tuple[str, str]] = []
-    for kernel in CANDIDATES:
+    for kernel in kernels:
         reason = kernel.rejects(problem, target)
         if precise and not kernel.EXACT:
             reason = reason or "precise results are asked for, and its rounding is not the direct sum's"
@@ -117,23 +119,21 @@ def make_last(problem: Problem, target: Target | None, threads: int, precise: bo
     """The plan for arrays that have their channels last, or None where it is better to reorder them."""
     if target is None or problem.batch == 0:
         return None
-    offers, rejected = _offers(problem, target, threads, precise)
+    offers, rejected = _offers(problem, target, threads, precise, LAST)
+    if not offers:
+        return None
+    (cost, kernel, how), *slower = sorted(offers, key=lambda offer: offer[0])
+    firsts, refused = _offers(problem, target, threads, precise)
     moved = 2 * (prod(problem.input_shape) + prod(problem.output_shape)) * problem.itemsize
     reordering = moved / REORDERED / threads + REORDERING
-    for kernel in LAST:
-        if kernel.rejects(problem, target):
-            continue
-        how = kernel.blocking(problem, target, threads)
-        cost = kernel.cost(problem, how, target, threads)
-        if any(other + reordering < cost for other, _, _ in offers):
-            continue
-        rejected += [
-            (k.NAME, f"{(other + reordering) / cost:.1f}x the estimated time, reordering included") for other, k, _ in offers
-        ]
-        used = 1 if cost < ALONE else min(threads, kernel.tasks(problem, how))
-        name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
-        return Plan(problem, target, used, kernel.NAME, name, note, how, tuple(rejected))
-    return None
+    if any(other + reordering < cost for other, _, _ in firsts):
+        return None
+    rejected += refused
+    rejected += [(k.NAME, f"{other / cost:.1f}x the estimated time") for other, k, _ in slower]
+    rejected += [(k.NAME, f"{(other + reordering) / cost:.1f}x the estimated time, reordering included") for other, k, _ in firsts]
+    used = 1 if cost < ALONE else min(threads, kernel.tasks(problem, how))
+    name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
+    return Plan(problem, target, used, kernel.NAME, name, note, how, tuple(rejected))
 
 
 @lru_cache(maxsize=4096)

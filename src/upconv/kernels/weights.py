@@ -119,6 +119,11 @@ def strides(spec: ConvSpec) -> tuple[int, int, int]:
     return (k, m * k, c * m * k) if spec.transposed else (c * k, k, c * m * k)
 
 
+def rows_of(matrix: NDArray[Any] | None) -> Matrix | None:
+    """A transform's matrix as a value."""
+    return None if matrix is None else tuple(tuple(float(v) for v in row) for row in matrix)
+
+
 def row_channels(chunks: int, chunk: int, blocks: int, rows: int, per: int, channels: int) -> NDArray[np.int64]:
     """The output channel of every row of every tile, (chunks * blocks, rows), `per` rows a channel; -1 for padding."""
     row = np.arange(blocks * rows)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from itertools import product
 from math import ceil, prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +31,16 @@ from upconv.kernels.winograd_blocks import Blocking, code_of, held_up, positions
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
     NARROW,
-    Residue,
     Tiling,
     classes,
+    depth_taps,
     lines,
     live,
     phases_of,
     steps,
     tiling_of,
     ways_of,
+    weight_places,
     windows,
 )
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
@@ -86,24 +86,10 @@ def refuses(problem: Problem, target: Target) -> str | None:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
-Group = tuple[int, int, int]
-"""A group of taps, in each dimension."""
-
-
-def _depth_taps(tiling: Tiling) -> list[tuple[Group, Residue]]:
-    """What the depth of a GEMM goes over, besides channels: (group of taps, plane of x), the planes class by class."""
-    d, h, w = (range(way.groups) for way in tiling.ways)
-    groups = list(product(d, h, w))
-    if tiling.spec.transposed:
-        return [(group, (0, 0, 0)) for group in groups]
-    return [(group, plane) for c in classes(tiling) for group in groups for plane in c.residues]
-
-
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     """U in the order the tiles read it: [group][product][point][chunk][block][group of taps and plane][channel][row]."""
     spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
     c, m = _half(problem, how)
-    kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     step, channel_step, group_step = weights.strides(spec)
     channels, phases = [], []
     for blocks, residues in zip(how.tile_blocks, phases_of(tiling), strict=True):
@@ -111,19 +97,8 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
         channels.append(found.reshape(how.chunks, blocks, rows))
         phases.append(np.array(residues)[np.arange(blocks * rows) % len(residues)].reshape(blocks, rows, 3))
     channel, phase = np.concatenate(channels, axis=1), np.concatenate(phases)  # chunk block row; block row dimension
-    depth = _depth_taps(tiling)
-    group, plane = np.array([g for g, _ in depth]), np.array([p for _, p in depth])
-    place: Any = 0
-    for i, way in enumerate(tiling.ways):  # axes: block, depth tap, window of h, window of w, row
-        tap = way.taps * group[:, i].reshape(1, -1, 1, 1, 1)
-        if i > 0:
-            tap = tap + np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
-        if spec.transposed:  # later taps read earlier inputs
-            index = stride[i] * (way.total - 1 - tap) + phase[:, None, None, None, :, i]
-        else:
-            index = stride[i] * tap + plane[:, i].reshape(1, -1, 1, 1, 1)
-        place = np.where((place >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
-    place = np.broadcast_to(place, (channel.shape[1], *place.shape[1:4], rows)).reshape(channel.shape[1], len(depth), 1, -1, rows)
+    place = weight_places(tiling, phase)
+    place = place.reshape(*place.shape[:2], 1, -1, rows)
     good = (channel[:, :, None, None, None] >= 0) & (place >= 0)
     where = np.where(good, channel[:, :, None, None, None] * step + place, -1)
     quadrants = [i * m * step + j * c * channel_step for i, j in product(range(how.halves), repeat=2)]
@@ -132,7 +107,9 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
     if how.halves > 1:
         first = np.kron(LEFT, np.eye(1) if first is None else first)
-    transform = weights.Transform(how.tile.element, rows, False, _rows_of(first), _rows_of(second))  # windows fill lines
+    transform = weights.Transform(
+        how.tile.element, rows, False, weights.rows_of(first), weights.rows_of(second)
+    )  # windows fill lines
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
 
 
@@ -140,10 +117,6 @@ def _half(problem: Problem, how: Blocking) -> tuple[int, int]:
     """Input and output channels a group, of one of the halves."""
     spec = problem.spec
     return spec.in_channels // spec.groups // how.halves, spec.out_channels // spec.groups // how.halves
-
-
-def _rows_of(matrix: NDArray[Any] | None) -> weights.Matrix | None:
-    return None if matrix is None else tuple(tuple(float(v) for v in row) for row in matrix)
 
 
 def packing(problem: Problem, how: Blocking) -> object:
@@ -216,7 +189,7 @@ def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
 def _plane_rows(tiling: Tiling) -> NDArray[np.int64]:
     """For each group of taps and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
     _, (pd, ph, pw) = steps(tiling.spec)
-    number = {tap: i for i, tap in enumerate(_depth_taps(tiling))}
+    number = {tap: i for i, tap in enumerate(depth_taps(tiling))}
     gd, gh, gw = (range(way.groups) for way in tiling.ways)
     outer = product(gd, range(pd), gh, gw, range(ph), range(pw))
     return np.array([number[(td, th, tw), (d, h, w)] for td, d, th, tw, h, w in outer], np.int64)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,19 @@ class Points:
 
 
 NARROW, WIDE = Points((1.0, -1.0), ()), Points((1.0, -1.0, 0.5, -2.0), (3, 5))
+FEWEST_TAPS = 2.0
+"""Taps a phase, in the mean, of two dimensions, for a wide one: with fewer (kernel 4 at stride 3 has 1.8) the direct sum is so
+short that wide windows err up to 4.3 times as much, and save little."""
+
+
+def too_short(spec: ConvSpec) -> str | None:
+    """Why wide windows would round too much, or None."""
+    inner = [k / s for k, s in zip(spec.kernel_size[-2:], spec.stride[-2:], strict=True) if k > s]
+    if len(inner) == 2 and prod(inner) < FEWEST_TAPS:
+        return f"{prod(inner):.2g} taps a phase in the mean: it would round too much for what it saves"
+    return None
+
+
 TAPS = (2, 3)
 """Taps that are transformed together."""
 
@@ -203,6 +217,43 @@ def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(out, in): phases of the output and planes of the input, three dimensions."""
     s, ones = (1,) * (3 - spec.rank) + spec.stride, (1, 1, 1)
     return (s, ones) if spec.transposed else (ones, s)
+
+
+# -- what a product's depth is made of --------------------------------------------------------------------------------
+
+Group = tuple[int, int, int]
+"""A group of taps, in each dimension."""
+
+
+def depth_taps(tiling: Tiling) -> list[tuple[Group, Residue]]:
+    """What the depth of a GEMM goes over, besides channels: (group of taps, plane of x), the planes class by class."""
+    d, h, w = (range(way.groups) for way in tiling.ways)
+    groups = list(product(d, h, w))
+    if tiling.spec.transposed:
+        return [(group, (0, 0, 0)) for group in groups]
+    return [(group, plane) for c in classes(tiling) for group in groups for plane in c.residues]
+
+
+def weight_places(tiling: Tiling, phases: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The kernel's elements that are transformed together, -1 for zeros: (entry, depth tap, window of h, window of w, row).
+
+    `phases` holds the phase of every row of every entry, in three dimensions.
+    """
+    spec, depth = tiling.spec, depth_taps(tiling)
+    kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
+    group, plane = np.array([g for g, _ in depth]), np.array([p for _, p in depth])
+    place: Any = 0
+    for i, way in enumerate(tiling.ways):
+        tap = way.taps * group[:, i].reshape(1, -1, 1, 1, 1)
+        if i > 0:
+            tap = tap + np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
+        if spec.transposed:  # later taps read earlier inputs
+            index = stride[i] * (way.total - 1 - tap) + phases[:, None, None, None, :, i]
+        else:
+            index = stride[i] * tap + plane[:, i].reshape(1, -1, 1, 1, 1)
+        place = np.where((place >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
+    _, h, w = tiling.ways
+    return np.broadcast_to(place, (len(phases), len(depth), h.taps, w.taps, phases.shape[1]))
 
 
 # -- residues whose last tap is missing --------------------------------------------------------------------------------

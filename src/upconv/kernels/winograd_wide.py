@@ -10,32 +10,21 @@ Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Netw
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from upconv.codegen.target import Target
 from upconv.kernels import winograd
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
-from upconv.kernels.winograd_tiles import WIDE
+from upconv.kernels.winograd_tiles import WIDE, too_short
 from upconv.spec import Problem
 
 NAME = "winograd_wide"
-FEWEST_TAPS = 2.0
-"""Taps a phase, in the mean, of two dimensions: with fewer (kernel 4 at stride 3 has 1.8) the direct sum is so short that wide
-windows err up to 4.3 times as much, and save little."""
 
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    reason = winograd.rejects(problem, target)
-    if reason:
-        return reason
-    spec = problem.spec
-    inner = [k / s for k, s in zip(spec.kernel_size[-2:], spec.stride[-2:], strict=True) if k > s]
-    if len(inner) == 2 and prod(inner) < FEWEST_TAPS:
-        return f"{prod(inner):.2g} taps a phase in the mean: it would round too much for what it saves"
-    return None
+    return winograd.rejects(problem, target) or too_short(problem.spec)
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:

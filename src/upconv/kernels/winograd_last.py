@@ -1,0 +1,316 @@
+"""Winograd's minimal filtering for arrays with their channels last: vectors of channels, from x to y.
+
+The tiles, transforms and products are those of `winograd.py`. Here the columns of a GEMM are tiles that are broadcast, and
+output channels stand in the lanes: x is read where it stands, its vectors transformed as they are, and sums are stored as rows
+of y. A chunk holds output channels of one phase, and leaves out the points at which the phase has no taps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from math import ceil, inf, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upconv.codegen.ir import SIZES
+from upconv.codegen.target import LINE, Target
+from upconv.kernels import columns, microkernel, weights, winograd_last_code
+from upconv.kernels import job as jobs
+from upconv.kernels.geometry import folded, round_up
+from upconv.kernels.microkernel import Tile
+from upconv.kernels.winograd_last_code import Code
+from upconv.kernels.winograd_tiles import (
+    NARROW,
+    WIDE,
+    Points,
+    Residue,
+    Tiling,
+    classes,
+    depth_taps,
+    lines,
+    live,
+    steps,
+    tiling_of,
+    too_short,
+    ways_of,
+    weight_places,
+    windows,
+)
+from upconv.kernels.winograd_work import part_of
+from upconv.spec import Problem
+
+NAME = "winograd_last"
+SLOTS = winograd_last_code.SLOTS
+EXACT = False
+"""Rounding differs from the direct sum's, and a NaN spreads over its tile."""
+
+FEW, MANY = 24, 72
+"""Tiles a block, and where the transformed weights are more than LARGE bytes, which then stream past less often. Measured: 512 ->
+512 k3s2 on 32 x 32 takes 33 ms with 72 tiles and 52 with 24, 256 -> 64 k4s2 on 64 x 64 9.4 and 8.6 (two threads, AVX2)."""
+LARGE = 4 << 20
+WORKSPACE = 16 << 20
+"""Bytes of V and M a thread, at most, unless one register tile needs more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops. `block` counts tiles, `splits` into how many shares the chunks of a block are cut."""
+
+    tile: Tile
+    tiling: Tiling
+    block: int
+    count: int
+    splits: int
+    chunks: int
+
+    @property
+    def depth_part(self) -> int:
+        depth = self.tiling.depth
+        return ceil(depth / ceil(depth / part_of(self.tiling, 1)))
+
+    @property
+    def points(self) -> int:
+        return len(self.tiling.points)
+
+    @property
+    def room(self) -> int:
+        """Tiles that there is room for: whole columns of register tiles."""
+        return round_up(self.block, self.tile.turned)
+
+    @property
+    def v_pitch(self) -> int:
+        return _v_pitch(self.tiling, self.tile)
+
+    @property
+    def m_pitch(self) -> int:
+        """Elements of M a register tile, a line more so that they do not meet in the same sets of the cache."""
+        return self.points * self.tile.turned * self.tile.rows + LINE // SIZES[self.tile.element]
+
+    @property
+    def v_bytes(self) -> int:
+        return round_up(self.points * self.room * self.v_pitch * SIZES[self.tile.element], LINE)
+
+    @property
+    def m_bytes(self) -> int:
+        return round_up(self.room // self.tile.turned * self.m_pitch * SIZES[self.tile.element], LINE)
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.v_bytes + self.m_bytes + round_up(self.tile.lanes * SIZES[self.tile.element], LINE)
+
+
+def _v_pitch(tiling: Tiling, tile: Tile) -> int:
+    """Elements of V a tile and point: the depth, room for the last vector, and a line more, as for M."""
+    line = LINE // SIZES[tile.element]
+    return round_up(tiling.depth + tile.lanes, line) + line
+
+
+# -- the choice ------------------------------------------------------------------------------------------------------------
+
+
+def rejects(problem: Problem, target: Target) -> str | None:
+    """Why this kernel cannot run the problem, or None."""
+    spec, lanes = problem.spec, target.lanes(problem.itemsize)
+    if folded(spec):
+        return folded(spec)
+    if lanes < 4:
+        return "vectors too short to be worth the transforms"
+    ways = ways_of(spec, NARROW)
+    if isinstance(ways, str):
+        return ways
+    if not any(way.transformed for way in ways):
+        return "one tap a phase: nothing to save"
+    least = min(spec.in_channels, spec.out_channels) // spec.groups
+    if least < lanes:
+        return f"{least} channels a group: fewer than lanes"
+    return None
+
+
+@lru_cache(maxsize=512)
+def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
+    """The windows, of four or of six in the last dimension, that are estimated to take less time."""
+    offers = [_blocking(problem, target, threads, NARROW)]
+    if not too_short(problem.spec):
+        offers.append(_blocking(problem, target, threads, WIDE))
+    return min(offers, key=lambda how: cost(problem, how, target, threads))
+
+
+def _blocking(problem: Problem, target: Target, threads: int, last: Points) -> Blocking:
+    """Equal blocks, whose chunks are shared by threads where they are few."""
+    tile = microkernel.turned_tile(microkernel.ELEMENTS[problem.dtype], target, inf)
+    tiling, many = tiling_of(problem.spec, last), tile.turned
+    chunks = len(_chunks(problem, tiling, tile))
+    size = len(tiling.points) * chunks * tile.rows * tiling.depth * problem.itemsize
+    per_tile = len(tiling.points) * (_v_pitch(tiling, tile) + tile.rows) * problem.itemsize
+    most = min(MANY if size > LARGE else FEW, max(WORKSPACE // per_tile // many, 1) * many)
+    total = columns.count(problem.batch, lines(problem, tiling.ways))
+    block = round_up(ceil(total / ceil(total / most)), many)
+    count = ceil(total / block)
+    splits = jobs.shares(chunks, count * problem.spec.groups, threads, 3) if threads > 1 else 1
+    return Blocking(tile, tiling, block, count, splits, chunks)
+
+
+def _phases(tiling: Tiling) -> list[tuple[Residue, int]]:
+    """The phases of the output, and the class of each; a convolution has one."""
+    if not tiling.spec.transposed:
+        return [((0, 0, 0), 0)]
+    return [(residue, number) for number, c in enumerate(classes(tiling)) for residue in c.residues]
+
+
+def _chunks(problem: Problem, tiling: Tiling, tile: Tile) -> list[tuple[int, ...]]:
+    """(phase in three dimensions, first output channel, channels, class) of each chunk."""
+    m = problem.spec.out_channels // problem.spec.groups
+    firsts = range(0, m, tile.rows)
+    return [(*phase, c, min(tile.rows, m - c), number) for phase, number in _phases(tiling) for c in firsts]
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
+    """U in the order the tiles read it: [group][point][chunk][depth tap][channel][row]."""
+    spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    step, channel_step, group_step = weights.strides(spec)
+    chunks = np.array(_chunks(problem, tiling, how.tile))
+    place = weight_places(tiling, np.repeat(chunks[:, None, :3], rows, axis=1))
+    place = place.reshape(*place.shape[:2], 1, -1, rows)
+    channel = (chunks[:, 3, None] + np.arange(rows))[:, None, None, None]
+    where = np.where((channel < m) & (place >= 0), channel * step + place, -1)
+    first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
+    transform = weights.Transform(how.tile.element, rows, False, weights.rows_of(first), weights.rows_of(second))
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
+
+
+def packing(problem: Problem, how: Blocking) -> object:
+    """What the packed weight's layout depends on besides the layer."""
+    return (how.tile.rows, how.tiling.wide)
+
+
+# -- run-time numbers --------------------------------------------------------------------------------------------------
+
+
+def bind(problem: Problem, how: Blocking) -> jobs.Bound:
+    """The job's numbers and tables for these sizes."""
+    spec, tiling = problem.spec, how.tiling
+    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    chunk = tiling.depth * how.tile.rows
+    slots = {
+        "channels": c, "channels_out": m, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
+        "tiles": columns.count(problem.batch, lines(problem, tiling.ways)), "block": how.block, "block_count": how.count,
+        "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
+        "depth_taps": len(depth_taps(tiling)), "depth": tiling.depth, "depth_part": how.depth_part, "room": how.room,
+        "v_pitch": how.v_pitch, "m_pitch": how.m_pitch, "weight_chunk": chunk, "weight_point": how.chunks * chunk,
+        "weight_group": how.points * how.chunks * chunk, "v_bytes": how.v_bytes, "m_bytes": how.m_bytes,
+        "workspace_bytes": how.workspace_bytes,
+    }  # fmt: skip
+    out_steps, planes = steps(spec)
+    origins = []
+    for i, ((line, window), name) in enumerate(zip(windows(problem, tiling.ways), "dhw", strict=True)):
+        numbers = {
+            "rows": line.positions, "size": line.size, "step": line.step, "plane": planes[i], "out": line.out_size,
+            "out_step": line.out_step, "crop": line.crop, "stride": out_steps[i],
+        }  # fmt: skip
+        slots |= {f"{key}_{name}": number for key, number in numbers.items()}
+        origins.append(window)
+    reads = [tuple(w.origin + w.step * g + p for w, g, p in zip(origins, *tap, strict=True)) for tap in depth_taps(tiling)]
+    tables = {
+        "reads": np.array(reads, np.int64), "chunks": _chunk_table(problem, how),
+        "live": _live(tiling), "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
+    }  # fmt: skip
+    return jobs.Bound(slots, tables, tasks(problem, how))
+
+
+def _chunk_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
+    """The chunks, and how far on in y the next one's outputs are."""
+    chunks = np.array(_chunks(problem, how.tiling, how.tile), np.int64)
+    _, h, w = lines(problem, how.tiling.ways)
+    place = ((chunks[:, 0] * h.out_size + chunks[:, 1]) * w.out_size + chunks[:, 2]) * problem.spec.out_channels + chunks[:, 3]
+    return np.column_stack([chunks, np.append(np.diff(place), 0)])
+
+
+@lru_cache(maxsize=512)
+def _live(tiling: Tiling) -> NDArray[np.int64]:
+    """For each class of phases and point, what is not all zeros: (first row of the depth, rows), and the next point with some."""
+    spec, every = tiling.spec, classes(tiling)
+    kept = [live(tiling, point) for point in tiling.points]
+    if spec.transposed:
+        found = [[(0, tiling.depth * (number in k)) for k in kept] for number in range(len(every))]
+    else:
+        each = spec.in_channels // spec.groups * prod(way.groups for way in tiling.ways)
+        starts = [0, *accumulate(len(c.residues) * each for c in every)]
+        found = [[(starts[k.start], starts[k.stop] - starts[k.start]) for k in kept]]
+    following = [[next((i for i in range(at + 1, len(row)) if row[i][1]), len(row)) for at in range(len(row))] for row in found]
+    return np.concatenate([np.array(found, np.int64), np.array(following, np.int64)[:, :, None]], axis=2)
+
+
+# -- code --------------------------------------------------------------------------------------------------------------
+
+
+def _code(problem: Problem, how: Blocking) -> Code:
+    return Code(how.tile, how.tiling.ways, problem.spec.activation)
+
+
+def code_name(problem: Problem, how: Blocking, target: Target) -> str:
+    """The kernel's symbol, which decodes itself."""
+    kind = "convt" if problem.spec.transposed else "conv"
+    names = [NAME, *(f"f{way.outputs}x{way.taps}" for way in how.tiling.ways if way.transformed)]
+    return f"{kind}_f{problem.itemsize * 8}_{'_'.join(names)}_{how.tile}_{target.name}"
+
+
+def code_parameters(problem: Problem, how: Blocking) -> str:
+    """Everything that the emitted code depends on."""
+    return repr(_code(problem, how))
+
+
+def emit(problem: Problem, how: Blocking) -> str:
+    """The module's IR text; its entry is `entry(job)`."""
+    return winograd_last_code.emit(_code(problem, how))
+
+
+# -- what a plan says ----------------------------------------------------------------------------------------------------
+
+
+def tasks(problem: Problem, how: Blocking) -> int:
+    """Independent pieces of work."""
+    return how.count * how.splits * problem.spec.groups
+
+
+def macs(problem: Problem, how: Blocking) -> int:
+    """Multiply-adds of the GEMMs, padding of tiles included; none where transformed weights are zero."""
+    return round(_steps(problem, how) * how.count * how.room * how.tile.rows)
+
+
+def _steps(problem: Problem, how: Blocking) -> int:
+    """Steps of a column of register tiles, all chunks and points together."""
+    rows = _live(how.tiling)[:, :, 1].sum(axis=1)
+    return int(sum(rows[chunk[-1]] for chunk in _chunks(problem, how.tiling, how.tile))) * problem.spec.groups
+
+
+TO, BACK, END = 12.0, 8.0, 50.0
+"""Cycles that a vector of channels takes a point, from x to V and from M to y, and that a register tile takes besides its steps.
+Measured over 79 layers."""
+
+
+def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
+    """Estimated seconds: the GEMMs, the transforms, the bytes moved and the weights streamed, on the threads' share."""
+    spec, tile, item = problem.spec, how.tile, problem.itemsize
+    tiles, steps_ = how.count * how.room, _steps(problem, how)
+    ends = how.chunks * spec.groups * how.points * ceil(how.tiling.depth / how.depth_part)
+    gemm = tiles / tile.turned * (steps_ * microkernel.step_cycles(tile) + ends * END)
+    to = TO * ceil(how.tiling.depth / tile.lanes) * spec.groups * how.splits
+    back = BACK * how.chunks * spec.groups * tile.rows / tile.lanes
+    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * item
+    streamed = how.count * steps_ * tile.rows * item
+    share = jobs.busiest_share([(tasks(problem, how), 1.0)], threads)
+    return microkernel.seconds(target, share, gemm, (to + back) * tiles * how.points, moved, streamed)
+
+
+def describe(problem: Problem, how: Blocking) -> str:
+    """The kernel's way with the problem, in a few words."""
+    phases = prod(steps(problem.spec)[0])
+    shared = f"the {phases} phases share one input transform, " if phases > 1 else ""
+    return f"channels last, {shared}{how.points} points, blocks of {how.block} tiles"

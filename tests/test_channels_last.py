@@ -1,0 +1,187 @@
+"""The kernels for arrays with their channels last: exact, within their buffers, and chosen where they are the faster way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import kernel_runs as runs
+import upconv
+from fences import Fenced
+from upconv import planner
+from upconv.codegen import target as targets
+from upconv.kernels import indirect, winograd_last
+from upconv.spec import Problem
+
+LEVELS = runs.levels()
+every_kernel = pytest.mark.parametrize("kernel", planner.LAST, ids=lambda module: module.NAME)
+
+
+def last(x: Any) -> Any:
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+
+
+def run(kernel: Any, problem: Problem, operands: runs.Operands, *how: Any) -> Any:
+    """The output, in channels-first order."""
+    got = runs.run_kernel(kernel, problem, replace(operands, x=last(operands.x)), *how)
+    n, c, *size = problem.output_shape
+    return np.moveaxis(got.reshape(n, *size, c), -1, 1)
+
+
+def check(kernel: Any, problem: Problem, level: str = LEVELS[0], threads: int = 1, buffers: Any = None, bias: bool = True) -> None:
+    """Integers come out exactly as the reference has them."""
+    operands = runs.operands(problem, bias=bias)
+    got = run(kernel, problem, operands, runs.target_of(level), threads, buffers)
+    np.testing.assert_array_equal(got, operands.expected)
+
+
+def takes(kernel: Any, problem: Problem, level: str = LEVELS[0]) -> bool:
+    return kernel.rejects(problem, runs.target_of(level)) is None
+
+
+@every_kernel
+@settings(max_examples=90, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(problem=runs.problems(), bias=st.booleans(), threads=st.integers(1, 2))
+def test_integers_come_out_exactly(kernel: Any, problem: Problem, bias: bool, threads: int) -> None:
+    wide = replace(problem.spec, in_channels=problem.spec.in_channels * 9, out_channels=problem.spec.out_channels * 10)
+    problem = replace(problem, spec=wide)
+    assume(takes(kernel, problem))
+    check(kernel, problem, threads=min(threads, runs.threads_allowed()), bias=bias)
+
+
+EDGES: list[dict[str, Any]] = [
+    dict(size=(5, 6), in_channels=4, out_channels=16, kernel_size=2, stride=2),
+    dict(size=(7, 5), in_channels=9, out_channels=17, kernel_size=4, stride=2, padding=1, batch=2),
+    dict(size=(7, 5), in_channels=9, out_channels=24, kernel_size=3, stride=2, padding=1, output_padding=1),
+    dict(size=(1, 1), in_channels=7, out_channels=33, kernel_size=4, stride=1, batch=3),
+    dict(size=(9,), in_channels=12, out_channels=40, kernel_size=16, stride=5, padding=3, groups=2),
+    dict(size=(3, 4, 5), in_channels=5, out_channels=19, kernel_size=3, stride=(1, 2, 3), padding=1, dilation=2),
+    dict(size=(11, 12), in_channels=6, out_channels=16, kernel_size=3, stride=2, padding=1, transposed=False),
+    dict(size=(6, 6), in_channels=8, out_channels=31, kernel_size=5, stride=3, padding=2, dilation=1, transposed=False, batch=2),
+    dict(size=(60, 70), in_channels=5, out_channels=16, kernel_size=2, stride=2),
+    dict(size=(13, 11), in_channels=16, out_channels=40, kernel_size=3, padding=1, transposed=False),
+    dict(size=(17, 15), in_channels=24, out_channels=40, kernel_size=3, stride=2, padding=1, transposed=False, groups=2),
+    dict(size=(3, 4, 5), in_channels=9, out_channels=19, kernel_size=4, stride=2, padding=1, batch=2),
+    dict(size=(26, 31), in_channels=9, out_channels=16, kernel_size=6, stride=2, output_padding=1),
+]
+
+
+@every_kernel
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layer", EDGES, ids=str)
+def test_both_ends_of_every_buffer_are_guarded(kernel: Any, layer: dict[str, Any], dtype: str, level: str) -> None:
+    problem = runs.make(dtype=dtype, **layer)
+    if not takes(kernel, problem, level):
+        pytest.skip(str(kernel.rejects(problem, runs.target_of(level))))
+    for at_end in (False, True):
+        check(kernel, problem, level, buffers=Fenced(at_end))
+
+
+@every_kernel
+@pytest.mark.parametrize("channels", [8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33])
+def test_output_channels_round_the_tile(kernel: Any, channels: int) -> None:
+    problem = runs.make(size=(7, 9), in_channels=10, out_channels=channels, kernel_size=3, stride=2, padding=1)
+    if takes(kernel, problem):
+        check(kernel, problem)
+
+
+@every_kernel
+@pytest.mark.parametrize("channels", [8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33])
+def test_input_channels_round_the_vector(kernel: Any, channels: int) -> None:
+    for transposed in (True, False):
+        problem = runs.make(transposed, size=(7, 9), in_channels=channels, out_channels=16, kernel_size=4, stride=2, padding=1)
+        if takes(kernel, problem):
+            check(kernel, problem)
+
+
+@every_kernel
+@pytest.mark.parametrize("positions", [1, 5, 6, 7, 11, 12, 13, 47, 48, 49, 300])
+def test_positions_round_the_tile_and_the_block(kernel: Any, positions: int) -> None:
+    for transposed in (True, False):
+        problem = runs.make(transposed, size=(positions,), in_channels=11, out_channels=16, kernel_size=3, padding=1)
+        check(kernel, problem, threads=2)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5, 6, 7, 11, 12, 13, 23, 24, 25, 47, 48, 49])
+def test_tiles_round_the_register_tile_and_the_block(tiles: int) -> None:
+    layer: dict[str, Any] = dict(in_channels=9, out_channels=9, kernel_size=(1, 2), padding=((0, 0), (1, 0)))
+    problem = runs.make(False, size=(1, 3 * tiles), **layer)
+    if takes(winograd_last, problem):
+        check(winograd_last, problem, threads=2)
+
+
+def test_many_weights_are_met_by_larger_blocks() -> None:
+    for channels, most in ((32, winograd_last.FEW), (512, winograd_last.MANY)):
+        problem = runs.make(size=(40, 40), in_channels=channels, out_channels=channels, kernel_size=4, stride=2, padding=1)
+        if takes(winograd_last, problem):
+            assert most / 2 < winograd_last.blocking(problem, targets.host(), 2).block <= most
+
+
+def test_deep_sums_have_smaller_blocks_so_that_the_workspace_is_bounded() -> None:
+    for kernel, channels in ((4, 4096), (16, 512), (16, 2048)):
+        problem = runs.make(size=(64, 64), in_channels=channels, out_channels=16, kernel_size=kernel, stride=2)
+        if takes(winograd_last, problem):
+            how = winograd_last.blocking(problem, targets.host(), 2)
+            assert how.workspace_bytes < 1.05 * winograd_last.WORKSPACE or how.block == how.tile.turned
+
+
+@every_kernel
+@pytest.mark.parametrize("activation", runs.ACTIVATIONS[1:], ids=str)
+def test_activations(kernel: Any, activation: Any) -> None:
+    problem = runs.make(size=(6, 7), in_channels=8, out_channels=20, kernel_size=3, stride=2, activation=activation)
+    operands = runs.operands(problem, integers=False)
+    got = run(kernel, problem, operands, runs.target_of(LEVELS[0]))
+    np.testing.assert_allclose(got, operands.expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_nan_stays_where_the_direct_sum_has_it() -> None:
+    problem = runs.make(size=(6, 7), in_channels=8, out_channels=16, kernel_size=3, stride=2)
+    operands = runs.operands(problem)
+    operands.x[0, 3, 2, 2] = np.nan
+    expected = upconv.kernels.reference.forward(problem.spec, operands.x, operands.weight, operands.bias, problem.output_size)
+    np.testing.assert_array_equal(run(indirect, problem, operands, runs.target_of(LEVELS[0])), expected)
+
+
+def plan_last(shape: tuple[int, ...], out: int, **layer: Any) -> planner.Plan | None:
+    spec = upconv.ConvSpec.make(transposed=True, in_channels=shape[1], out_channels=out, rank=2, **layer)
+    problem = Problem(spec, shape[0], shape[2:], spec.output_size(shape[2:]))
+    return planner.make_last(problem, targets.host(), 2)
+
+
+def test_it_is_chosen_where_reordering_costs_more() -> None:
+    plan = plan_last((1, 192, 80, 80), 192, kernel_size=2, stride=2)
+    assert plan is not None
+    assert plan.algorithm == "indirect"
+    assert "channels last" in str(plan)
+    assert "reordering included" in str(plan)
+    assert plan_last((1, 64, 32, 32), 3, kernel_size=4, stride=2, padding=1) is None  # three of eight lanes
+    assert plan_last((1, 1024, 2, 2), 512, kernel_size=4, stride=2, padding=1) is None  # its weights come more slowly
+
+
+def test_winograd_is_chosen_where_products_are_worth_saving_and_left_out_where_results_are_to_be_precise() -> None:
+    plan = plan_last((1, 256, 92, 160), 64, kernel_size=4, stride=2, padding=1)
+    assert plan is not None
+    assert plan.algorithm == "winograd_last"
+    assert "channels last, the 4 phases share one input transform" in str(plan)
+    assert "indirect: " in str(plan)
+    precise = planner.make_last(plan.problem, targets.host(), 2, precise=True)
+    assert precise is not None
+    assert precise.algorithm == "indirect"
+
+
+@every_kernel
+def test_new_sizes_pack_and_compile_nothing_new(kernel: Any) -> None:
+    spec = upconv.ConvSpec.make(transposed=True, in_channels=32, out_channels=32, kernel_size=4, stride=2, padding=1, rank=2)
+    found = set()
+    for n in range(2, 30):
+        problem = Problem(spec, 1, (n, n + 1), spec.output_size((n, n + 1)))
+        if kernel.rejects(problem, targets.host()) is None:
+            how = kernel.blocking(problem, targets.host(), 2)
+            found.add((kernel.code_parameters(problem, how), kernel.packing(problem, how)))
+    assert len(found) <= 1 + (kernel is winograd_last)  # windows of four, and of six in the last dimension
