@@ -202,7 +202,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "channels": c, "channels_out": m, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
         "tiles": columns.count(problem.batch, lines(problem, tiling.ways)), "block": how.block, "block_count": how.count,
         "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
-        "depth_taps": len(depth_taps(tiling)), "depth": tiling.depth, "depth_part": how.depth_part, "room": how.room,
+        "depth_taps": len(depth_taps(tiling)), "depth_part": how.depth_part, "room": how.room,
         "v_pitch": how.v_pitch, "m_pitch": how.m_pitch, "weight_chunk": chunk, "weight_point": how.chunks * chunk,
         "weight_group": how.points * how.chunks * chunk, "v_bytes": how.v_bytes, "m_bytes": how.m_bytes,
         "workspace_bytes": how.workspace_bytes,

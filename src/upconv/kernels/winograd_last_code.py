@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
-from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, module, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, module
 from upconv.codegen.target import LINE
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
@@ -27,7 +27,7 @@ tile, cropped, and from one of a tile's outputs to the next."""
 SLOTS = jobs.Slots(
     (
         "x", "weight", "bias", "y", "zeros", "reads", "chunks", "live", "channels", "channels_out", "x_channels", "y_channels",
-        "tiles", "block", "block_count", "splits", "chunks_a_split", "chunk_count", "depth_taps", "depth", "depth_part", "room",
+        "tiles", "block", "block_count", "splits", "chunks_a_split", "chunk_count", "depth_taps", "depth_part", "room",
         "v_pitch", "m_pitch", "weight_chunk", "weight_point", "weight_group", "v_bytes", "m_bytes",
         *(f"{name}_{d}" for name in _SIZES for d in "dhw"),
     )
@@ -104,7 +104,8 @@ def _numbers(f: Function, job: Value) -> dict[str, Value]:
 def _emit_windows(code: Code) -> Function:
     """`windows(job, low, width, x_at, v)`: V of the tiles: [point][tile][depth tap][channel].
 
-    The last vector of a depth tap's channels ends in zeros, which the next one's first vector is written over.
+    The last vector of a depth tap's channels ends in zeros, which the next one's first vector is written over. The columns that a
+    register tile has beyond the last tile are zeros: multiplying what memory happens to hold may take long.
     """
     tile, (_, way_h, way_w) = code.tile, code.ways
     arguments = [("job", "ptr"), ("low", "i64"), ("width", "i64"), ("x_at", "i64"), ("v", "ptr")]
@@ -125,6 +126,11 @@ def _emit_windows(code: Code) -> Function:
         for i, point in enumerate(code.points):
             f.store(done[point], to[s["room"] * s["v_pitch"] * i + c])
 
+    zero, end = Value(f, "zeroinitializer", tile.type), (width + (tile.turned - 1)) // tile.turned * tile.turned
+    with f.loop(width, end, name="none") as number, f.loop(0, len(code.points), name="point") as point:
+        row = v[(point * s["room"] + number) * s["v_pitch"]]
+        with f.loop(0, s["v_pitch"], tile.lanes, name="c") as c:
+            f.store(zero, row[c])
     with _tiles(f, s, low, width) as (number, n, d, h, w), f.loop(0, s["depth_taps"], name="tap") as tap:
         read = reads[tap * READ]
         at_d, at_h, at_w = (
@@ -184,7 +190,7 @@ def _emit_tile(code: Code, vectors: int, name: str) -> Function:
 
 
 def _emit_products(code: Code, do_tile: Function) -> Function:
-    """`products_(v, v_pitch, room, width, live, weight, weight_point, weight_chunk, part, m, m_pitch)`: M of a chunk.
+    """`products_wide(v, v_pitch, room, width, live, weight, weight_point, weight_chunk, part, m, m_pitch)`: M of a chunk.
 
     M is [register tile][point][column][channel]. The weights of the next point are asked for while this one's are used first.
     """
@@ -212,7 +218,7 @@ def _emit_outputs(code: Code, copy: Function) -> Function:
     names = ("job", "low", "width", "chunk", "channel", "channels", "m", "line")
     f = Function("outputs", [(n, "ptr" if n in pointers else "i64") for n in names], attributes="internal noinline nounwind")
     job, low, width, chunk, channel, channels, m, line = f.arguments
-    s, m, line, type_ = _numbers(f, job), m.of(tile.element), line.of(tile.element), vector(tile.element, tile.lanes)
+    s, m, line, type_ = _numbers(f, job), m.of(tile.element), line.of(tile.element), tile.type
     y, bias = (SLOTS.pointer(f, job, name, tile.element)[channel] for name in ("y", "bias"))
     matrices = [way.points.output(way.taps) if way.points else None for way in (way_h, way_w)]
     odd = [n for way in (way_h, way_w) if way.points for n in way.points.odd]
