@@ -121,22 +121,14 @@ def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
         f.masked_load(type_, bias[v * tile.lanes], f.lanes_between(v * tile.lanes, 0, valid, tile.lanes)) for v in range(vectors)
     ]
     full = valid.equals(vectors * tile.lanes)
-    in_steps = microkernel.unrolled(f, channels)
     with f.loop(0, (width + (many - 1)) // many, name="t") as t:
         row = table[t * (taps + 1) * many]
         over_taps = Carry([*[zero] * (many * vectors), weight])
         with f.loop(0, taps, name="tap", carry=over_taps) as tap:
             sources = [f.load_pointer(row[tap * many + j], element)[x_at] for j in range(many)]
-            steps = Carry(list(over_taps.values))
-            for low, high, step, k_name in in_steps:
-                with f.loop(low, high, step, name=k_name, carry=steps) as k:
-                    *sums, left = steps.values
-                    for u in range(step):
-                        weights = left[u * tile.rows]
-                        sums = microkernel.products(f, type_, sums, weights, vectors, [source[k + u] for source in sources])
-                    steps.next = [*sums, left[step * tile.rows]]
-                steps = Carry(steps.results)
-            over_taps.next = steps.values
+            *sums, left = over_taps.values
+            sums, left = microkernel.rows_times_scalars(f, type_, sums, left, tile.rows, vectors, sources, channels)
+            over_taps.next = [*sums, left]
         sums = over_taps.results[:-1]
         here = width - t * many
         for j in range(many):

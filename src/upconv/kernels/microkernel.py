@@ -343,6 +343,30 @@ def _step(f: Function, tile: Tile, sums: list[Value], a: Value, b: Value) -> lis
     return products(f, tile.type, sums, several, vectors, (scalars[r] for r in range(tile.turned or tile.rows)))
 
 
+def rows_times_scalars(
+    f: Function, type_: str, sums: list[Value], left: Value, rows: int, vectors: int, sources: list[Value], count: Value,
+    ask: Value | None = None,
+) -> tuple[list[Value], Value]:  # fmt: skip
+    """(sums, left) after `count` steps: `vectors` vectors of a row of `left` times a scalar of each of the sources.
+
+    Where there is something to `ask` for, it is as `left` is.
+    """
+    line = LINE // SIZES[element_of(type_)]
+    asked = [] if ask is None else [ask]
+    steps = Carry([*sums, left, *asked])
+    for low, high, step, name in unrolled(f, count):
+        with f.loop(low, high, step, name=name, carry=steps) as k:
+            (*sums, a), asked = steps.values[: len(sums) + 1], steps.values[len(sums) + 1 :]
+            for u in range(step):
+                for there in asked:
+                    for first in range(0, vectors * lanes_of(type_), line):
+                        f.prefetch(there[u * rows + first])
+                sums = products(f, type_, sums, a[u * rows], vectors, [source[k + u] for source in sources])
+            steps.next = [*sums, a[step * rows], *(there[step * rows] for there in asked)]
+        steps = Carry(steps.results)
+    return steps.values[: len(sums)], steps.values[len(sums)]
+
+
 def products(f: Function, type_: str, sums: list[Value], several: Value, vectors: int, scalars: Iterable[Value]) -> list[Value]:
     """The sums with `vectors` vectors times each scalar added, the scalars given by their addresses.
 

@@ -107,9 +107,8 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
     if how.halves > 1:
         first = np.kron(LEFT, np.eye(1) if first is None else first)
-    transform = weights.Transform(
-        how.tile.element, rows, False, weights.rows_of(first), weights.rows_of(second)
-    )  # windows fill lines
+    matrices = weights.rows_of(first), weights.rows_of(second)
+    transform = weights.Transform(how.tile.element, rows, False, *matrices)  # windows fill lines
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
 
 

@@ -335,7 +335,7 @@ def sized(
     written, read = _asked(problem, tiling, code, cut, room, splits, target) if near else (0, 0)
     return Blocking(
         tile=tile, halves=halves, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, depth_part=ceil(depth / ceil(depth / part_of(tiling, halves))),
+        splits=splits, depth=depth, depth_part=part_of(tiling, halves),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(room, tile.lanes),
         found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]), room), 64),

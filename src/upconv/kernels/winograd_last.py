@@ -68,8 +68,7 @@ class Blocking:
 
     @property
     def depth_part(self) -> int:
-        depth = self.tiling.depth
-        return ceil(depth / ceil(depth / part_of(self.tiling, 1)))
+        return part_of(self.tiling, 1)
 
     @property
     def points(self) -> int:

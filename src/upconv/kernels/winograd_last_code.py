@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
-from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, module
-from upconv.codegen.target import LINE
+from upconv.codegen.ir import Function, Int, Value, module
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -168,24 +167,17 @@ def _emit_tile(code: Code, vectors: int, name: str) -> Function:
     f = Function(name, [(n, "i64" if n in numbers else "ptr") for n in names], attributes="internal noinline nounwind")
     left, right, pitch, rows, part, ask, out = f.arguments
     left, right, ask, out = (pointer.of(tile.element) for pointer in (left, right, ask, out))
-    zero, line = Value(f, "zeroinitializer", tile.type), LINE // SIZES[tile.element]
+    zero = Value(f, "zeroinitializer", tile.type)
     places = [out[j * tile.rows + v * tile.lanes] for j in range(many) for v in range(vectors)]
     with f.when(rows.equals(0), name="none"):
         for place in places:
             f.store(zero, place)
     with f.loop(0, rows, part, name="part") as at:
         sources = [right[pitch * j + at] for j in range(many)]
-        steps = Carry([*[zero] * len(places), left[at * tile.rows], ask[at * tile.rows]])
-        for low, high, step, k_name in microkernel.unrolled(f, f.minimum(rows - at, part)):
-            with f.loop(low, high, step, name=k_name, carry=steps) as k:
-                *sums, a, asked = steps.values
-                for u in range(step):
-                    for first in range(0, vectors * tile.lanes, line):
-                        f.prefetch(asked[u * tile.rows + first])
-                    sums = microkernel.products(f, tile.type, sums, a[u * tile.rows], vectors, [b[k + u] for b in sources])
-                steps.next = [*sums, a[step * tile.rows], asked[step * tile.rows]]
-            steps = Carry(steps.results)
-        microkernel.leave(f, tile, at.equals(0), steps.values[:-2], places)
+        here, there, count = left[at * tile.rows], ask[at * tile.rows], f.minimum(rows - at, part)
+        nothing = [zero] * len(places)
+        sums, _ = microkernel.rows_times_scalars(f, tile.type, nothing, here, tile.rows, vectors, sources, count, there)
+        microkernel.leave(f, tile, at.equals(0), sums, places)
     return f
 
 

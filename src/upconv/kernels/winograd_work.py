@@ -49,7 +49,12 @@ def back_cycles(tiling: Tiling, halves: int) -> float:
 
 
 def part_of(tiling: Tiling, halves: int) -> int:
-    """Products that are added up at a time, at most."""
+    """Products that are added up at a time: the depth in equal parts."""
+    depth = tiling.depth // halves
+    return ceil(depth / ceil(depth / _most_of(tiling, halves)))
+
+
+def _most_of(tiling: Tiling, halves: int) -> int:
     if halves > 1:
         return STRASSEN_PART
     if not tiling.wide:
