@@ -130,6 +130,10 @@ def layers() -> list[dict[str, Any]]:
         add((size, size), 9, 12, 4, 2, padding=1, batch=19)
         add((size, size), 8, 9, 3, 1, padding=1, batch=9, transposed=False)
         add((size,), 8, 9, 3, 2, batch=7)
+    for size in ((6, 3), (13, 9), (33, 30)):  # windows that reach beyond the ends of rows, read whole or masked
+        add(size, 9, 8, 4, 2, padding=1, batch=2)
+        add(size, 9, 8, 4, 2)
+        add(size, 8, 9, 3, 1, padding=(0, 1), transposed=False)
     for length in (97, 200, 401, 1000):  # few rows: blocks inside an image are read where they stand, those at its ends packed
         add((length,), 9, 1, 16, 8, padding=4, batch=2)
         add((length,), 7, 1, 3, 1, padding=1, transposed=False, batch=2)

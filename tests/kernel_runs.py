@@ -22,6 +22,7 @@ from upconv.codegen import target as targets
 from upconv.codegen import threads as workers
 from upconv.kernels import job as jobs
 from upconv.kernels import reference, weights, winograd_blocks
+from upconv.kernels.winograd_tiles import lines
 from upconv.spec import ConvSpec, Problem, SpecError
 
 KERNELS = planner.CANDIDATES
@@ -133,6 +134,23 @@ def run_kernel(
     job[jobs.NEXT], job[jobs.TASKS] = (0, bound.tasks) if only is None else (only, only + 1)
     workers.run(code["entry"], job.ctypes.data, threads, target)
     return np.array(y)
+
+
+def columns_of(problem: Problem, how: Any, number: int) -> list[tuple[int, tuple[int, ...]]]:
+    """(image, number in each dimension) of the tiles of block `number` of Winograd's."""
+    cut, of = how.cut, lines(problem, how.ways)
+    units, longer = divmod(cut.units, cut.pieces)
+    part, piece = divmod(number, cut.pieces)
+    low, high = ((n * units + min(n, longer)) * cut.unit for n in (piece, piece + 1))
+    found = []
+    for column in range(low, min(high, cut.length)):
+        rest, image = (part, column) if how.by_position else (part * cut.length + column, None)
+        at: tuple[int, ...] = ()
+        for line in reversed(of):
+            rest, here = divmod(rest, line.positions)
+            at = (here, *at)
+        found.append((rest if image is None else image, at))
+    return found
 
 
 def number_by_position(threshold: float = inf) -> None:

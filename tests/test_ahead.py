@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernel_runs import Plain, operands, run_kernel
+from kernel_runs import Plain, columns_of, operands, run_kernel
 from upconv import execute
 from upconv.codegen.target import LINE
 from upconv.kernels import ahead, strassen, winograd, winograd_blocks, winograd_wide
@@ -62,23 +62,6 @@ CASES = [
     (strassen, problem_of((32, 32), 2, 2, 0, (19, 21), 2)),
     (strassen, problem_of((32, 32), (1, 2, 2), (1, 2, 2), 0, (3, 8, 8))),
 ]
-
-
-def columns_of(problem: Problem, how: Any, number: int) -> list[tuple[int, tuple[int, ...]]]:
-    """(image, number in each dimension) of the tiles of block `number`."""
-    cut, of = how.cut, lines(problem, how.ways)
-    units, longer = divmod(cut.units, cut.pieces)
-    part, piece = divmod(number, cut.pieces)
-    low, high = ((n * units + min(n, longer)) * cut.unit for n in (piece, piece + 1))
-    found = []
-    for column in range(low, min(high, cut.length)):
-        rest, image = (part, column) if how.by_position else (part * cut.length + column, None)
-        at: tuple[int, ...] = ()
-        for line in reversed(of):
-            rest, here = divmod(rest, line.positions)
-            at = (here, *at)
-        found.append((rest if image is None else image, at))
-    return found
 
 
 def places(

@@ -247,6 +247,10 @@ class Function:
             return Value(self, "", "void")
         return self.emit(call, returns)
 
+    def fence(self, value: Value) -> Value:
+        """The value, through which the optimiser does not move operations. It costs no instruction, on x86 and on Arm."""
+        return self.intrinsic("llvm.arithmetic.fence", value.type, [value])
+
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
         mask = ", ".join(f"i32 {i}" for i in lanes)
         type_ = vector(element_of(a.type), len(lanes))

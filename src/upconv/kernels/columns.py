@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, prod
 
-from upconv.codegen.ir import Carry, Function, Value, lanes_of, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Value, element_of, lanes_of, vector
 from upconv.kernels.geometry import round_up
 from upconv.kernels.job import Slots
 from upconv.spec import Problem
@@ -257,10 +257,13 @@ def emit_position(s: dict[str, Value], number: Value) -> tuple[Value, Value, Val
 
 
 def _emit_rest(f: Function, p: Parts, lanes: int, first: Value, end: Value, reads: bool = True) -> None:
-    """Columns up to `end` that are nowhere, and every column's distance from its vector's first."""
+    """Columns up to `end` that are nowhere, and every column's distance from its vector's first.
+
+    Their place in x is that of the last column that is somewhere: what may be read there may be read for them.
+    """
     with f.loop(first, end, name="nowhere") as column:
-        for part in (p.places, p.outs):
-            f.store(f.value(0), part[column])
+        f.store(f.load("i64", p.places[first - 1]), p.places[column])
+        f.store(f.value(0), p.outs[column])
         for part in (p.d, p.h, p.w):
             f.store(Value(f, str(NOWHERE), "i32"), part[column])
     with f.loop(0, end if reads else 0, name="column") as column:
@@ -320,14 +323,17 @@ def _emit_whole(f: Function, p: Parts, vectors: Value, size: Value) -> None:
         later.next = [out, whole]
 
 
-def inside(f: Function, s: dict[str, Value], p: Parts, column: Value, lanes: int, e: tuple[Value, Value, Value]) -> Value:
-    """The mask of the lanes whose read at e lies in x, for the vector of columns from `column` on."""
+def inside(
+    f: Function, s: dict[str, Value], p: Parts, column: Value, lanes: int, e: tuple[Value, Value, Value], axes: str = "dhw"
+) -> Value:
+    """The mask of the lanes whose read at e lies in x, in the axes named, for the vector of columns from `column` on."""
     type_ = vector("i32", lanes)
     mask: Value | None = None
-    for part, offset, size in zip((p.d, p.h, p.w), e, (s["size_d"], s["size_h"], s["size_w"]), strict=True):
-        at = f._op("add", f.load(type_, part[column]), f.splat(f.truncated(offset), type_))
-        good = f.compare("ult", at, f.splat(f.truncated(size), type_))
-        mask = good if mask is None else f._op("and", mask, good)
+    for axis, part, offset in zip("dhw", (p.d, p.h, p.w), e, strict=True):
+        if axis in axes:
+            at = f._op("add", f.load(type_, part[column]), f.splat(f.truncated(offset), type_))
+            good = f.compare("ult", at, f.splat(f.truncated(s[f"size_{axis}"]), type_))
+            mask = good if mask is None else f._op("and", mask, good)
     assert mask is not None
     return mask
 
@@ -350,6 +356,15 @@ def kept(f: Function, lanes: int, address: Value) -> Value:
     """A mask that is kept in memory."""
     type_ = vector("i32", lanes)
     return f.compare("slt", f.load(type_, address, 4), f.splat_int(0, type_))
+
+
+def masked(f: Function, value: Value, address: Value) -> Value:
+    """A vector with zeros where the mask that is kept at an address is not set."""
+    lanes, bits = lanes_of(value.type), vector(f"i{8 * SIZES[element_of(value.type)]}", lanes_of(value.type))
+    mask = f.load(vector("i32", lanes), address, 4)
+    wide = mask if mask.type == bits else f.emit(f"sext {mask.type} {mask.text} to {bits}", bits)
+    kept_ = f._op("and", f.emit(f"bitcast {value.type} {value.text} to {bits}", bits), wide)
+    return f.emit(f"bitcast {bits} {kept_.text} to {value.type}", value.type)
 
 
 def emit_copy(element: str, lanes: int) -> Function:

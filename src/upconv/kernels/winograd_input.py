@@ -13,17 +13,21 @@ from math import prod
 
 import numpy as np
 
-from upconv.codegen.ir import SIZES, Function, Int, Value, vector
+from upconv.codegen.ir import SIZES, Function, Int, Value, lanes_of, vector
 from upconv.codegen.target import LINE
 from upconv.kernels import columns, panel
 from upconv.kernels.strassen_products import RIGHT
 from upconv.kernels.winograd_way import SLOTS, Code, combine
 
+_MASKED, _INSIDE, _ROWS_INSIDE = range(3)
+"""How a vector of windows is read: row by row of each tile, masked; whole; or whole, with what lies beyond the ends of rows, which
+is some other element of x, then set to zero, a column of all tiles at a time."""
+
 
 def emit_windows(code: Code) -> Function:
-    """`windows(job, table, room, found, vectors)`: which vectors of tiles lie within x, and masks for the others.
+    """`windows(job, table, room, found, vectors)`: how each vector of windows is read, and the masks that it takes.
 
-    Masks are [outer][row of the window][tile][column of the window].
+    Masks are [outer][row of the window][tile][column of the window], or in place of the first row [column of the window][tile].
     """
     f = Function(
         "windows",
@@ -33,50 +37,82 @@ def emit_windows(code: Code) -> Function:
     job, table, room, found, vectors = f.arguments
     lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
     p = columns.parts(table, room, lanes)
-    s = {name: SLOTS.read(f, job, name) for name in ("outer_count", "size_d", "size_h", "size_w")}
+    s = {name: SLOTS.read(f, job, name) for name in ("outer_count", "size_d", "size_h", "size_w", "x_h", "x_end")}
     outer = SLOTS.pointer(f, job, "outer", "i64")
-    first, final = (tuple(f.load("i64", outer[at * panel.READ + i]) for i in range(3)) for at in (f.value(0), s["outer_count"] - 1))
-    last = (final[0], final[1] + (reach_h - 1), final[2] + (reach_w - 1))
-    type_, i32 = vector("i32", reach_w), "i32"
-    along = f.iota(reach_w, 1, i32)
-    size_w = f.splat(f.truncated(s["size_w"]), type_)
+    ends = outer, outer[(s["outer_count"] - 1) * panel.READ]
+    first, final = ([f.load("i64", end[i]) for i in range(panel.READ)] for end in ends)
+    last = [final[0], final[1] + (reach_h - 1), final[2] + (reach_w - 1), final[3] + (reach_h - 1) * s["x_h"] + (reach_w - 1)]
     with f.loop(0, vectors, name="v") as v:
-        low, high = (columns.inside(f, s, p, v * lanes, lanes, (e[0], e[1], e[2])) for e in (first, last))
-        interior = columns.full(f, f._op("and", low, high), lanes)
-        f.store(f.select(interior, 1, 0), p.vectors[v * columns.VECTOR + columns.READER])
-        with (
-            f.otherwise(interior, name="border"),
-            f.loop(0, s["outer_count"], name="outer") as o,
-            f.loop(0, reach_h, name="row") as e,
-            f.loop(v * lanes, (v + 1) * lanes, name="tile") as t,
-        ):
-            ed, eh, ew = (f.load("i64", outer[o * panel.READ + i]) for i in range(3))
-            d, h, w = (f.load(i32, part[t]) for part in (p.d, p.h, p.w))
-            d = f._op("add", d, f.truncated(ed))
-            h, w = f._op("add", h, f.truncated(eh + e)), f._op("add", w, f.truncated(ew))
-            there = f._op(
-                "and",
-                f.compare("ult", d, f.truncated(s["size_d"])),
-                f.compare("ult", h, f.truncated(s["size_h"])),
-            )
-            mask = f.compare("ult", f._op("add", f.splat(w, type_), along), size_w)
-            wide = columns.widened(f, mask)
-            kept = f.emit(f"select i1 {there.text}, {type_} {wide.text}, {type_} zeroinitializer", type_)
-            f.store(kept, found.of("i32")[((o * reach_h + e) * room + t) * reach_w], align=4)
+        interior, ends_only = _emit_kind(f, s, p, v * lanes, lanes, first, last)
+        kind = f.select(interior, _INSIDE, f.select(ends_only, f.value(_ROWS_INSIDE), _MASKED))
+        f.store(kind, p.vectors[v * columns.VECTOR + columns.READER])
+        with f.loop(0, f.select(interior, 0, s["outer_count"]), name="outer") as o:
+            e = [f.load("i64", outer[o * panel.READ + i]) for i in range(3)]
+            masks = found.of("i32")[(o * reach_h * room + v * lanes) * reach_w]
+            with f.when(ends_only, name="ends"):
+                for t in range(reach_w):
+                    along = columns.inside(f, s, p, v * lanes, lanes, (e[0], e[1], e[2] + t), "w")
+                    f.store(columns.widened(f, along), masks[t * lanes], align=4)
+            with f.otherwise(ends_only, name="border"):
+                _emit_masks(f, code, s, p, v * lanes, e, masks, room)
     return f
 
 
-def _transpose(f: Function, tiles: list[Value]) -> list[Value]:
-    """The vectors of tiles (each n elements long) turned into n vectors, one lane a tile; n is at most the lanes."""
-    lanes = len(tiles)
-    n = int(tiles[0].type[1:].split(" x ")[0])
+def _emit_kind(
+    f: Function, s: dict[str, Value], p: columns.Parts, column: Value, lanes: int, first: list[Value], last: list[Value]
+) -> tuple[Value, Value]:
+    """Whether a vector's windows lie within x; and whether their rows do, and all that stands where they are read is x's.
+
+    That is so for every channel of every group if the windows do not begin before x's first element, nor end behind the first
+    channel of the last image. Tiles that are nowhere are masked with the ends, and read where a tile stands that is somewhere.
+    """
+    rows, whole = (
+        f._op("and", *(columns.inside(f, s, p, column, lanes, (e[0], e[1], e[2]), axes) for e in (first, last)))
+        for axes in ("dh", "dhw")
+    )
+    places, numbers = f.load(vector("i64", lanes), p.places[column]), vector("i32", lanes)
+    begin, end = (f._op("add", places, f.splat(e[3], places.type)) for e in (first, last))
+    from_start, too_far = (f.compare("sge", at, f.splat(edge, at.type)) for at, edge in ((begin, f.value(0)), (end, s["x_end"])))
+    nowhere = f.compare("eq", f.load(numbers, p.d[column]), f.splat_int(columns.NOWHERE, numbers))
+    safe = f._op("and", from_start, f._op("xor", too_far, f.splat_int(1, too_far.type)))
+    return columns.full(f, whole, lanes), columns.full(f, f._op("and", f._op("or", rows, nowhere), safe), lanes)
+
+
+def _emit_masks(
+    f: Function, code: Code, s: dict[str, Value], p: columns.Parts, first: Value, e: list[Value], masks: Value, room: Value
+) -> None:
+    """Masks of each row of each window of a vector of tiles."""
+    lanes, (reach_h, reach_w), i32 = code.tile.lanes, code.reach, "i32"
+    type_ = vector(i32, reach_w)
+    along, size_w = f.iota(reach_w, 1, i32), f.splat(f.truncated(s["size_w"]), type_)
+    with f.loop(0, reach_h, name="row") as row, f.loop(0, lanes, name="tile") as t:
+        d, h, w = (
+            f._op("add", f.load(i32, part[first + t]), f.truncated(at))
+            for part, at in zip((p.d, p.h, p.w), (e[0], e[1] + row, e[2]), strict=True)
+        )
+        there = f._op("and", f.compare("ult", d, f.truncated(s["size_d"])), f.compare("ult", h, f.truncated(s["size_h"])))
+        mask = f.compare("ult", f._op("add", f.splat(w, type_), along), size_w)
+        wide = columns.widened(f, mask)
+        kept = f.emit(f"select i1 {there.text}, {type_} {wide.text}, {type_} zeroinitializer", type_)
+        f.store(kept, masks[(row * room + t) * reach_w], align=4)
+
+
+def _side_by_side(f: Function, tiles: list[Value]) -> list[Value]:
+    """The tiles' elements (n of each, at most as many as there are tiles) in n whole vectors, tiles j, j + n, ... in the j-th."""
+    n = lanes_of(tiles[0].type)
     rows = []
-    for j in range(n):  # tiles j, j + n, j + 2n ... side by side
+    for j in range(n):
         parts = tiles[j::n]
         while len(parts) > 1:
-            joined = range(2 * int(parts[0].type[1:].split(" x ")[0]))
+            joined = range(2 * lanes_of(parts[0].type))
             parts = [f.shuffle(a, b, list(joined)) for a, b in zip(parts[0::2], parts[1::2], strict=True)]
-        rows.append(parts[0])
+        rows.append(f.fence(parts[0]) if len(tiles) > n else parts[0])  # or else LLVM adds up parts, and joins the sums
+    return rows
+
+
+def _transpose(f: Function, rows: list[Value]) -> list[Value]:
+    """The rows that `_side_by_side` made turned into as many vectors of one element of every tile, one lane a tile."""
+    n, lanes = len(rows), lanes_of(rows[0].type)
     step = 1
     while step < n:  # exchange element bit by element bit between rows that differ in it, within blocks of n lanes
         turned = list(rows)
@@ -169,12 +205,11 @@ def _emit_window(f: Function, reader: Reader, source: Value, o: Value, number: V
         return
     start = source[f.load("i64", reader.outer[o * panel.READ + 3])]
     _emit_ahead(f, code, reader.s, start[f.load("i64", reader.parts.places[number * lanes])])
-    interior = reader.parts.vector(f, number, columns.READER).equals(1)
-    with f.when(interior, name="interior"):
-        _emit_tiles(f, reader, start, number, None, put)
-    with f.otherwise(interior, name="border"):
-        masks = reader.found.of("i32")[(o * code.reach[0] * reader.room + number * lanes) * code.reach[1]]
-        _emit_tiles(f, reader, start, number, masks, put)
+    masks = reader.found.of("i32")[(o * code.reach[0] * reader.room + number * lanes) * code.reach[1]]
+    how = reader.parts.vector(f, number, columns.READER)
+    for kind, name in ((_INSIDE, "interior"), (_ROWS_INSIDE, "ends"), (_MASKED, "border")):
+        with f.when(how.equals(kind), name=name):
+            _emit_tiles(f, reader, start, number, kind, masks, put)
 
 
 def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> None:
@@ -185,7 +220,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> N
             f.prefetch(place[s["x_channel"] * panel.AHEAD + s["x_h"] * e + at])
 
 
-def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, masks: Value | None, put: Put) -> None:
+def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, kind: int, masks: Value, put: Put) -> None:
     """The windows of one vector of tiles, each tile's rows read as they lie in x and transposed in registers."""
     code = reader.code
     lanes, (_, reach_w), size = code.tile.lanes, code.reach, code.piece
@@ -193,19 +228,25 @@ def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, masks:
     type_ = vector(code.tile.element, size)
 
     def read(e: int) -> list[Value]:
-        """Row e of the window, piece by piece of every tile."""
+        """Row e of the window, piece by piece, each with those of all tiles side by side."""
         found = []
-        for at, (i, place) in product(range(0, reach_w, size), enumerate(places)):
-            address = place[reader.s["x_h"] * e + at]
-            if masks is None:
-                found.append(f.load(type_, address))
-            else:
-                mask = columns.kept(f, size, masks[(reader.room * e + i) * reach_w + at])
-                found.append(f.masked_load(type_, address, mask))
+        for at in range(0, reach_w, size):
+            tiles = []
+            for i, place in enumerate(places):
+                address = place[reader.s["x_h"] * e + at]
+                if kind == _MASKED:
+                    mask = columns.kept(f, size, masks[(reader.room * e + i) * reach_w + at])
+                    tiles.append(f.masked_load(type_, address, mask))
+                else:
+                    tiles.append(f.load(type_, address))
+            found += _side_by_side(f, tiles)
         return found
 
     def turn(row: list[Value]) -> list[Value]:
-        return [column for at in range(0, len(row), lanes) for column in _transpose(f, row[at : at + lanes])]
+        turned = [column for at in range(0, reach_w, size) for column in _transpose(f, row[at : at + size])]
+        if kind == _ROWS_INSIDE:
+            turned = [columns.masked(f, column, masks[t * lanes]) for t, column in enumerate(turned)]
+        return turned
 
     _emit_points(f, code, read, turn, put)
 

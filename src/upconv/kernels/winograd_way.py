@@ -23,7 +23,7 @@ SLOTS = jobs.Slots(
                 *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
                 "plane_rows", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
                 "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
-                "x_group", "x_half", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
+                "x_group", "x_half", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
                 "line_bytes", "lines_bytes", "quads_bytes", "v_bytes", "by_position", "last_h",
                 "last_w", "asks_written", "asks_read", "written_bytes", "strips",
             )
