@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 
 from upconv.codegen.target import Target
-from upconv.kernels import columns, pack
+from upconv.kernels import columns, microkernel, pack
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import Cut
 from upconv.kernels.direct_way import (
@@ -108,8 +108,10 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         while right_pitch * item % 1024 == 0 or right_pitch * item % 4096 < 64:
             right_pitch += 16
         right_size = channels_a_pack * right_pitch
+    weight_bytes = prod(spec.weight_shape) * item / spec.groups
     return Blocking(
-        tile=tile, panels=way.panels, in_place=in_place, scattered=not way.panels and scatters(problem, tile),
+        tile=microkernel.reading(tile, weight_bytes, target), panels=way.panels, in_place=in_place,
+        scattered=not way.panels and scatters(problem, tile),
         cropped=way.cropped, shared=way.shared, chunk=chunk, chunks=ceil(channels_out / chunk), tile_blocks=tile_blocks, cut=cut,
         groups_a_task=groups_a_task, splits=splits,
         chunks_a_round=1 if repeats else max(1, int(target.l2 * 0.35 / max(strip, 1))),

@@ -26,7 +26,8 @@ ELEMENTS = {"float32": "float", "float64": "double"}
 class Tile:
     """A micro-kernel's shape: `rows` broadcast operands, `vectors` vector operands of `lanes` elements.
 
-    A turned tile has one vector of columns, of which it computes the first `turned`, and whole vectors of rows.
+    A turned tile has one vector of columns, of which it computes the first `turned`, and whole vectors of rows. A tile that `asks`
+    asks for its weights ahead.
     """
 
     element: str
@@ -34,6 +35,7 @@ class Tile:
     rows: int
     vectors: int
     turned: int = 0
+    asks: bool = True
 
     @property
     def width(self) -> int:
@@ -179,8 +181,15 @@ TAP = 3
 """Numbers a tap: see `emit`."""
 
 
-UNROLLED = 3
-"""Steps of the inner loop at a time: its counting takes as long as a fortieth of its work."""
+FEW_SUMS = 16
+
+
+def together(sums: int) -> int:
+    """Steps of the inner loop at a time: its counting takes as long as a fortieth of its work.
+
+    Most depths are whole multiples of four; of more sums, which fill 32 registers, LLVM keeps some on the stack then.
+    """
+    return 4 if sums <= FEW_SUMS else 3
 
 
 PLACES = 2
@@ -191,7 +200,20 @@ thread reads 13 GB/s at one place, 17 at two and 21 at four; two threads 21, 28 
 
 AHEAD = 4096
 """Bytes ahead that weights are asked for. They stand in the order that they are read in, but processors look no further ahead than
-to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so; elsewhere it costs them 1 % at most."""
+to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so."""
+
+
+NEAR = 2.0
+"""Second-level caches whose worth of weights, read again for every block, is not asked for. Asking costs layers 3 to 5 % there, on a
+busy machine, where it counts what tiles do besides multiplying."""
+
+
+def reading(tile: Tile, weight_bytes: float, target: Target) -> Tile:
+    """The tile as it reads so many bytes of weights. A turned one always asks: it meets them once, wherever they are.
+
+    So do those of targets with many registers: without, LLVM moves their loads up until there are too few.
+    """
+    return replace(tile, asks=tile.turned > 0 or target.registers > 16 or weight_bytes > NEAR * target.l2)
 
 
 def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bool = False, scattered: bool = False) -> Function:
@@ -266,11 +288,11 @@ def _over_channels(
 ) -> list[Value]:
     """The sums, with those over `count` channels added."""
     steps = Carry([*sums, left, right])
-    for low, high, step, k in unrolled(f, count):
+    for low, high, step, k in unrolled(f, count, len(sums)):
         with f.loop(low, high, step, name=k, carry=steps):
             *sums, a, b = steps.values
-            if step == UNROLLED:
-                _ask_ahead(f, tile, a, UNROLLED)
+            if tile.asks and step > 1:
+                _ask_ahead(f, tile, a, step)
             for _ in range(step):
                 if scattered:
                     _ask_beside(f, tile, b)
@@ -330,10 +352,11 @@ def _ask_beside(f: Function, tile: Tile, right: Value) -> None:
         f.prefetch(right[at])
 
 
-def unrolled(f: Function, count: Value) -> tuple[tuple[Value, Value, int, str], ...]:
+def unrolled(f: Function, count: Value, sums: int) -> tuple[tuple[Value, Value, int, str], ...]:
     """(low, high, step, name) of the two loops over so many channels: several together, then the rest one by one."""
-    whole = count // UNROLLED * UNROLLED
-    return (f.value(0), whole, UNROLLED, "k"), (whole, count, 1, "rest")
+    several = together(sums)
+    whole = count // several * several
+    return (f.value(0), whole, several, "k"), (whole, count, 1, "rest")
 
 
 def _step(f: Function, tile: Tile, sums: list[Value], a: Value, b: Value) -> list[Value]:
@@ -354,7 +377,7 @@ def rows_times_scalars(
     line = LINE // SIZES[element_of(type_)]
     asked = [] if ask is None else [ask]
     steps = Carry([*sums, left, *asked])
-    for low, high, step, name in unrolled(f, count):
+    for low, high, step, name in unrolled(f, count, len(sums)):
         with f.loop(low, high, step, name=name, carry=steps) as k:
             (*sums, a), asked = steps.values[: len(sums) + 1], steps.values[len(sums) + 1 :]
             for u in range(step):

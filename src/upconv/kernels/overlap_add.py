@@ -147,6 +147,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     x_pitch = round_up(width + 2 * tile.lanes, 16)
     if x_pitch * item % 1024 == 0:
         x_pitch += 16
+    tile = microkernel.reading(tile, chunks * tile_blocks * tile.rows * c * item, target)
     return Blocking(
         tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
         splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch, room=room,

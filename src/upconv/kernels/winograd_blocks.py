@@ -324,6 +324,7 @@ def sized(
     room = round_up(block, tile.lanes * halves)
     tile_blocks = tile_blocks_of(tiling, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
+    tile = microkernel.reading(tile, products * chunks * rows * depth * item, target)
     panels = ceil(wide / tile.width)
     v_point = panels * depth * tile.width + 16
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
