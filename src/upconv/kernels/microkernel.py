@@ -204,8 +204,8 @@ to the end of a page. Where weights come from memory, tiles are 10 to 25 % faste
 
 
 NEAR = 2.0
-"""Second-level caches whose worth of weights, read again for every block, is not asked for. Asking costs layers 3 to 5 % there, on a
-busy machine, where it counts what tiles do besides multiplying."""
+"""Second-level caches whose worth of weights, read again for every block, is not asked for. Asking costs layers 3 to 5 % there,
+on a busy machine, where it counts what tiles do besides multiplying."""
 
 
 def reading(tile: Tile, weight_bytes: float, target: Target) -> Tile:

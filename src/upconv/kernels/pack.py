@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Carry, Function, Value, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Value, vector
+from upconv.codegen.target import LINE
 from upconv.kernels.geometry import Band, round_up
 from upconv.kernels.job import Slots
 
@@ -16,6 +17,8 @@ SLOTS = (
 )  # fmt: skip
 
 
+AHEAD = 2
+"""Channels ahead that x is asked for: a block has few rows of each, which stand in pages of their own."""
 ENTRY = 6  # i64 a row of a plane: place in x, place in the band, and the positions where it starts, has elements, ends
 
 
@@ -54,7 +57,8 @@ def emit(pack: Pack, slots: Slots) -> Function:
     with f.loop(0, channels, name="c", carry=carried):
         source, target = carried.values
         with f.loop(0, count, name="run") as run:
-            _emit_run(f, pack, source, target, [f.load("i64", table[run * ENTRY + i]) for i in range(ENTRY)])
+            entry = [f.load("i64", table[run * ENTRY + i]) for i in range(ENTRY)]
+            _emit_run(f, pack, source, target, entry, s["x_channel"] * AHEAD)
         carried.next = [source[s["x_channel"]], target[s["channel_pitch"]]]
     return f
 
@@ -97,8 +101,8 @@ def _position(f: Function, index: Value, origin: Value, step: int, w0: Value, w1
     return f.minimum(f.maximum((f.maximum(index - origin, 0) + (step - 1)) // step, w0), w1)
 
 
-def _emit_run(f: Function, pack: Pack, source: Value, target: Value, entry: list[Value]) -> None:
-    """One row of one plane: zeros, the row's elements, zeros."""
+def _emit_run(f: Function, pack: Pack, source: Value, target: Value, entry: list[Value], ahead: Value) -> None:
+    """One row of one plane: zeros, the row's elements, zeros. Those of the channel `ahead` elements on are asked for."""
     step, lanes = pack.step, pack.lanes
     place, there, w0, v0, v1, w1 = entry
     src, dst = source[place], target[there]
@@ -108,6 +112,8 @@ def _emit_run(f: Function, pack: Pack, source: Value, target: Value, entry: list
     whole = v1 - (lanes - 1)
     body = Carry([v0])
     with f.loop(v0, whole, lanes, name="copy", carry=body) as w:
+        for at in range(0, lanes * step, LINE // SIZES[pack.element]):
+            f.prefetch(src[w * step + ahead + at])
         f.store(load(f, pack, src[w * step], None), dst[w])
         body.next = [w + lanes]
     tail = body.results[0]
