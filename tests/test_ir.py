@@ -15,7 +15,7 @@ from upconv import planner
 from upconv.codegen import jit
 from upconv.codegen.ir import SIZES, Carry, Function, Value, element_of, lanes_of, literal, mangled, module, vector
 from upconv.codegen.target import Target
-from upconv.kernels import microkernel
+from upconv.kernels import microkernel, register_tile
 
 LEVELS = runs.levels()
 HASWELL = Target("avx2", "x86_64-unknown-linux-gnu", "haswell", "", 32, 16, 32 << 10, 512 << 10, masks=False)
@@ -273,10 +273,10 @@ def test_no_tile_touches_the_stack_in_its_inner_loop(
 ) -> None:
     """Every tile that a plan may choose, the largest first: accumulators stay in registers."""
     spilled = []
-    tiles = microkernel.tiles(element, target)
+    tiles = register_tile.tiles(element, target)
     assert len(tiles) > 10
     some = tiles[:: max(1, len(tiles) // 24)]
-    for tile in [microkernel.reading(tile, size, target) for tile in some for size in (0, 2 * microkernel.NEAR * target.l2)]:
+    for tile in [register_tile.reading(tile, size, target) for tile in some for size in (0, 2 * register_tile.NEAR * target.l2)]:
         text = module([microkernel.emit(tile)]).replace("define internal ", "define ")
         loops = hot_loops(assembly(text, target, monkeypatch, capfd))
         assert loops, f"{tile}: no inner loop found"

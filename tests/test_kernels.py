@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import kernel_runs as runs
 import upconv
-from upconv.kernels import direct_blocks, direct_way, microkernel, reference
+from upconv.kernels import direct_blocks, direct_way, reference, register_tile
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -213,7 +213,9 @@ def test_fewer_columns_than_lanes_turn_the_tile(transposed: bool, dtype: str, le
         tile = direct.blocking(problem, target, 1).tile
         assert tile.turned == 0 or channels >= tile.rows
         turned.add(tile.turned)
-    assert turned == {0} | {microkernel.turned_tile(microkernel.ELEMENTS[dtype], target, columns).turned for columns in (1, inf)}
+    assert turned == {0} | {
+        register_tile.turned_tile(register_tile.ELEMENTS[dtype], target, columns).turned for columns in (1, inf)
+    }
 
 
 @KERNELS

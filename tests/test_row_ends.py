@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import kernel_runs as runs
 from upconv.kernels import columns, strassen, winograd, winograd_wide
 from upconv.kernels.winograd_blocks import code_of
-from upconv.kernels.winograd_input import _INSIDE, _MASKED, _ROWS_INSIDE
+from upconv.kernels.winograd_input import INSIDE, MASKED, ROWS_INSIDE
 from upconv.kernels.winograd_tiles import lines
 from upconv.spec import Problem
 
@@ -85,7 +85,7 @@ def expected(module: Any, problem: Problem, number: int) -> list[int]:
         part = tiles[first : first + how.tile.lanes]
         safe = all(safe for _, _, safe in part) and all(rows for _, rows, _ in part)
         whole = len(part) == how.tile.lanes and all(whole for whole, _, _ in part)
-        found.append(_INSIDE if whole else _ROWS_INSIDE if safe else _MASKED)
+        found.append(INSIDE if whole else ROWS_INSIDE if safe else MASKED)
     return found
 
 
@@ -113,7 +113,7 @@ def test_every_way_to_read_is_met() -> None:
             met |= {
                 kind for number in range(module.blocking(problem, HOST, 1).cut.count) for kind in kinds(module, problem, number)
             }
-    assert met == {_MASKED, _INSIDE, _ROWS_INSIDE}
+    assert met == {MASKED, INSIDE, ROWS_INSIDE}
 
 
 @pytest.mark.parametrize("level", runs.levels())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, reorder
+from upconv.kernels import register_tile, reorder
 
 FEW = 1 << 15
 """Elements that one thread copies alone."""
@@ -50,7 +50,7 @@ def _known(
 ) -> tuple[int, NDArray[np.int64]]:
     """The address of the code for a shape, and its job but for the arrays."""
     name = f"{reorder.NAME}_f{dtype.itemsize * 8}_{'last' if to_last else 'first'}_{target.name}"
-    element = microkernel.ELEMENTS[dtype.name]
+    element = register_tile.ELEMENTS[dtype.name]
     code = jit.get(name, "", ("entry",), lambda: reorder.emit(element, to_last, target), target)
     bound = reorder.bind(images, positions, channels)
     return code["entry"], jobs.filled(reorder.SLOTS, bound.slots, bound.tasks)
@@ -67,7 +67,7 @@ def channels_last(x: NDArray[Any]) -> bool:
 
 def channels_first(x: NDArray[Any], target: Target | None) -> NDArray[Any]:
     """The batched array as a C-contiguous one: itself where it is."""
-    if x.dtype.name in microkernel.ELEMENTS and x.flags.aligned and channels_last(x):
+    if x.dtype.name in register_tile.ELEMENTS and x.flags.aligned and channels_last(x):
         found = reordered(memory.address(x), x.shape, x.dtype, False, target)
         if found is not None:
             return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target
-from upconv.kernels import bias_grad, microkernel, reference, weight_grad
+from upconv.kernels import bias_grad, reference, register_tile, weight_grad
 from upconv.kernels import job as jobs
 from upconv.shapes.dual import dual
 from upconv.spec import ConvSpec, Problem
@@ -145,7 +145,7 @@ def bias_gradient(grad_output: NDArray[Any], target: Target | None) -> NDArray[A
     n, m = grad_output.shape[:2]
     if target is None or grad_output.size == 0:
         return grad_output.sum(axis=(0, *range(2, grad_output.ndim)))  # type: ignore[no-any-return]
-    element = microkernel.ELEMENTS[grad_output.dtype.name]
+    element = register_tile.ELEMENTS[grad_output.dtype.name]
     name = f"{bias_grad.NAME}_f{grad_output.itemsize * 8}_{target.name}"
     code = jit.get(name, element, ("entry",), lambda: bias_grad.emit(element, target), target)
     g, out = np.ascontiguousarray(grad_output), np.empty(m, grad_output.dtype)

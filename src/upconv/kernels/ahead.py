@@ -11,7 +11,8 @@ from upconv.codegen.ir import SIZES, Function, Int, Value
 from upconv.codegen.target import LINE
 from upconv.kernels import columns, panel
 from upconv.kernels.job import Slots
-from upconv.kernels.microkernel import Finish, Tile
+from upconv.kernels.microkernel import Finish
+from upconv.kernels.register_tile import Tile
 
 COUNT, RATE, NEXT, LEFT, PLANE, STEP, BASE, ENTRIES = range(8)
 """Numbers in front of a list: its entries, how many a tile asks for, the next one, the planes that are left, this plane's place and

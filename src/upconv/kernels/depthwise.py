@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.target import Target
-from upconv.kernels import depthwise_code, microkernel, store, weights
+from upconv.kernels import depthwise_code, register_tile, store, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.depthwise_code import Code
 from upconv.kernels.geometry import folded, round_up
@@ -94,7 +94,7 @@ def _inner(problem: Problem) -> Inner:
 def code_of(problem: Problem, lanes: int, vectors: int, together: int) -> Code:
     """What of a problem changes the code."""
     reads, taps = _taps(problem.spec)
-    element = microkernel.ELEMENTS[problem.dtype]
+    element = register_tile.ELEMENTS[problem.dtype]
     finish = store.store_of(element, lanes, len(taps), problem.spec.activation)
     return Code(element, lanes, vectors, reads, taps, not problem.spec.transposed, together, finish)
 
@@ -157,7 +157,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     spec, taps = problem.spec, prod(problem.spec.kernel_size)
     per, (step, channel_step, group_step) = spec.out_channels // spec.groups, weights.strides(spec)
     offsets = np.arange(per)[:, None] * step + np.arange(taps)
-    transform = weights.Transform(microkernel.ELEMENTS[problem.dtype], 1, spec.transposed)
+    transform = weights.Transform(register_tile.ELEMENTS[problem.dtype], 1, spec.transposed)
     section = offsets[:, :, None, None, None]  # entry tap plane window row
     return weights.Layout(transform, spec.groups, 1, 1, channel_step, group_step, (section,), 1)
 

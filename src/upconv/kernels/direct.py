@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.target import Target
-from upconv.kernels import columns, direct_code, microkernel, store, weights
+from upconv.kernels import columns, direct_code, register_tile, store, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.direct_blocks import Blocking, groups_of
 from upconv.kernels.direct_blocks import blocking as blocking  # offered with the rest
@@ -274,7 +274,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     read = how.splits * packed + 1 - packed
     moved = (prod(problem.input_shape) * read + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
-    return microkernel.seconds(target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
+    return register_tile.seconds(target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
 
 
 def describe(problem: Problem, how: Blocking) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import ceil, prod
 
 from upconv.codegen.target import Target
-from upconv.kernels import columns, microkernel, pack
+from upconv.kernels import columns, pack, register_tile
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import Cut
 from upconv.kernels.direct_way import (
@@ -29,7 +29,7 @@ from upconv.kernels.direct_way import (
     shape_groups,
 )
 from upconv.kernels.geometry import band, round_up
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.spec import ConvSpec, Problem
 
 
@@ -110,7 +110,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right_size = channels_a_pack * right_pitch
     weight_bytes = prod(spec.weight_shape) * item / spec.groups
     return Blocking(
-        tile=microkernel.reading(tile, weight_bytes, target), panels=way.panels, in_place=in_place,
+        tile=register_tile.reading(tile, weight_bytes, target), panels=way.panels, in_place=in_place,
         scattered=not way.panels and scatters(problem, tile),
         cropped=way.cropped, shared=way.shared, chunk=chunk, chunks=ceil(channels_out / chunk), tile_blocks=tile_blocks, cut=cut,
         groups_a_task=groups_a_task, splits=splits,

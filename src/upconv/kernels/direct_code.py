@@ -9,7 +9,7 @@ from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.codegen.target import LINE
 from upconv.kernels import columns, microkernel, pack, panel, store
 from upconv.kernels import job as jobs
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.kernels.store import Store
 
 SLOTS = jobs.Slots(

@@ -9,10 +9,10 @@ from math import ceil, inf, prod
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import LINE, Target
-from upconv.kernels import columns, microkernel
+from upconv.kernels import columns, microkernel, register_tile
 from upconv.kernels.columns import Cut, Line, cut
 from upconv.kernels.geometry import Band, Read, band, round_up
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.spec import ConvSpec, Problem
 
 
@@ -82,7 +82,7 @@ def _steps(tile: Tile, spec: ConvSpec, chunk: int, groups: tuple[tuple[int, int]
 
 def more_cycles(tile: Tile) -> float:
     """Cycles of a tile that goes on where another left off: to begin and end, to read the sums and add to them."""
-    return TILE * microkernel.step_cycles(tile) + 2.0 * tile.rows * tile.vectors
+    return TILE * register_tile.step_cycles(tile) + 2.0 * tile.rows * tile.vectors
 
 
 def pack_channels(tile: Tile, target: Target, channels: int, groups: tuple[tuple[int, int], ...]) -> int:
@@ -145,23 +145,23 @@ def _typical(problem: Problem) -> Problem:
 def choose_tile(problem: Problem, target: Target) -> Tile:
     """The tile of a layer; a turned one where the whole batch has fewer columns than a vector has lanes."""
     spec, typical = problem.spec, _typical(problem)
-    element = microkernel.ELEMENTS[problem.dtype]
+    element = register_tile.ELEMENTS[problem.dtype]
     count = columns.count(problem.batch, lines(band(problem, cropped=True)))
-    for turned in (microkernel.turned_tile(element, target, n) for n in (count, inf)):
+    for turned in (register_tile.turned_tile(element, target, n) for n in (count, inf)):
         fitting = count <= turned.turned and spec.out_channels // spec.groups >= turned.rows
         if fitting and not columns.too_far(problem, turned.lanes):
             return turned
     shape, channels_in = band(typical), spec.in_channels // spec.groups
-    offered = [t for t in microkernel.tiles(element, target) if t.vectors > 1]
+    offered = [t for t in register_tile.tiles(element, target) if t.vectors > 1]
     best = (inf, 0)
     for i, tile in enumerate(offered):
         for groups in {shape_groups(shape, shared) for shared in (False, True)}:
             again = ceil(channels_in / pack_channels(tile, target, channels_in, groups)) - 1
             chunk = _choose_chunk(tile, target, spec, groups, again > 0)
-            more = OVERLAPPED * again * more_cycles(tile) / microkernel.step_cycles(tile)
+            more = OVERLAPPED * again * more_cycles(tile) / register_tile.step_cycles(tile)
             stored = 1.0 if fuses(problem, tile) or not is_whole(shape) else STORED_APART
             steps = _steps(tile, spec, chunk, groups, more)
-            best = min(best, (steps * stored * microkernel.step_cycles(tile) / tile.width, i))
+            best = min(best, (steps * stored * register_tile.step_cycles(tile) / tile.width, i))
     return offered[best[1]]
 
 
@@ -196,8 +196,8 @@ def _ways(problem: Problem, target: Target, tile: Tile) -> list[Way]:
         dense = columns.count(problem.batch, lines(shape))
         vector = COPIED if shape.axes[2].in_step == 1 else 2 * COPIED
         copied = len(distinct_reads(phase_groups(shape, shared))) * channels_in * ceil(dense / tile.lanes) * vector
-        found.append(Way(step * microkernel.columns_cycles(tile, dense) + copied, True, cropped, shared, chunk))
-        found.append(Way(step * UNALIGNED * microkernel.columns_cycles(tile, shape.length), False, cropped, shared, chunk))
+        found.append(Way(step * register_tile.columns_cycles(tile, dense) + copied, True, cropped, shared, chunk))
+        found.append(Way(step * UNALIGNED * register_tile.columns_cycles(tile, shape.length), False, cropped, shared, chunk))
     return found
 
 

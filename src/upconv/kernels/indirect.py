@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
-from upconv.kernels import indirect_code, microkernel, weights
+from upconv.kernels import indirect_code, register_tile, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import Band, Read, band, folded, round_up
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.spec import ConvSpec, Problem
 
 NAME = "indirect"
@@ -96,7 +96,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Columns a task: what it reads stays in the second-level cache while the weights stream past; fewer for idle threads."""
-    tile, sets = microkernel.turned_tile(microkernel.ELEMENTS[problem.dtype], target, inf), phase_sets(problem)
+    tile, sets = register_tile.turned_tile(register_tile.ELEMENTS[problem.dtype], target, inf), phase_sets(problem)
     most = int(target.l2 * 0.4 / (problem.spec.in_channels * problem.itemsize)) // tile.turned * tile.turned
     most = min(max(most, 8 * tile.turned), 64 * tile.turned)
     columns = [_columns(problem, s) for s in sets] or [1]
@@ -251,8 +251,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         tables += columns * (len(s.reads) + 1) * 4.0 * how.shares
         streamed += ceil(columns / how.block) * chunks * len(s.reads) * c * tile.rows * item
     moved = (prod(problem.input_shape) + prod(problem.output_shape)) * item
-    gemm = steps * microkernel.step_cycles(tile) * 1.05
-    return microkernel.seconds(
+    gemm = steps * register_tile.step_cycles(tile) * 1.05
+    return register_tile.seconds(
         target, jobs.busiest_share([(max(1, tasks(problem, how)), 1.0)], threads), gemm, tables, moved, UNASKED * streamed
     )
 

@@ -8,7 +8,7 @@ from upconv.codegen.ir import Carry, Function, Value, module, vector
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.spec import Activation
 
 SLOTS = jobs.Slots(

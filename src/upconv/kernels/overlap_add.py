@@ -15,11 +15,11 @@ from math import ceil, prod
 import numpy as np
 
 from upconv.codegen.target import Target
-from upconv.kernels import columns, microkernel, overlap_add_code, pack, store, weights
+from upconv.kernels import columns, overlap_add_code, pack, register_tile, store, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import Line
 from upconv.kernels.geometry import Axis, Band, folded, round_up
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.shapes.phase import phase_taps
 from upconv.spec import Problem
 
@@ -116,7 +116,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Images a block as the cache holds, output channels in chunks whose patches fit beside them."""
     spec, item = problem.spec, problem.itemsize
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
-    tile = microkernel.best_tile(problem.dtype, target, m * taps)
+    tile = register_tile.best_tile(problem.dtype, target, m * taps)
     positions, out_positions = prod(problem.input_size), columns.count(1, lines(problem))
     phases = prod(spec.stride)
     images = max(1, int(target.l2 * 0.4 / (c * positions * item)))
@@ -147,7 +147,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     x_pitch = round_up(width + 2 * tile.lanes, 16)
     if x_pitch * item % 1024 == 0:
         x_pitch += 16
-    tile = microkernel.reading(tile, chunks * tile_blocks * tile.rows * c * item, target)
+    tile = register_tile.reading(tile, chunks * tile_blocks * tile.rows * c * item, target)
     return Blocking(
         tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
         splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch, room=room,
@@ -262,7 +262,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     taps = prod(spec.kernel_size)
     columns_ = how.images * prod(problem.input_size)
     depth, strips = spec.in_channels // spec.groups, how.block_count * how.chunks * how.tile_blocks * spec.groups
-    gemm = strips * (depth * microkernel.columns_cycles(tile, columns_) + microkernel.ends_cycles(tile, columns_))
+    gemm = strips * (depth * register_tile.columns_cycles(tile, columns_) + register_tile.ends_cycles(tile, columns_))
     vectors = problem.batch * d.positions * h.positions * ceil(w.positions / tile.lanes)
     rows = vectors * spec.out_channels
     fold = rows * taps * 2.0 + rows * prod(spec.stride) * 5.0 + vectors * taps * how.chunks * spec.groups * LISTED
@@ -271,7 +271,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache
         streamed += how.block_count * how.chunks * spec.groups * how.x_bytes
-    return microkernel.seconds(
+    return register_tile.seconds(
         target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), gemm, fold + stored, moved, streamed
     )
 

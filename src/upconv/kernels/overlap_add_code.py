@@ -8,7 +8,7 @@ from upconv.codegen.ir import Carry, Function, Int, Value, module
 from upconv.kernels import columns, microkernel, pack, store
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.kernels.store import Store
 
 SLOTS = jobs.Slots(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from upconv.codegen.ir import Function, Value, module
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import microkernel, weight_tile
+from upconv.kernels import register_tile, weight_tile
 from upconv.kernels.geometry import Band, axis, round_up
 from upconv.kernels.weight_tile import Tile
 from upconv.spec import Problem
@@ -120,7 +120,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Blocks whose sums, band and panels share the second-level cache, and tasks for every thread."""
     spec, item = problem.spec, problem.itemsize
     c, m, taps = spec.in_channels // spec.groups, spec.out_channels // spec.groups, prod(spec.kernel_size)
-    tile = _choose_tile(microkernel.ELEMENTS[problem.dtype], target, m, c * taps)
+    tile = _choose_tile(register_tile.ELEMENTS[problem.dtype], target, m, c * taps)
     outputs = problem.batch * prod(problem.output_size)
     block = min(DEPTH, outputs)
     panels = ceil(m / tile.width)

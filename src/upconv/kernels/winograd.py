@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.target import Target
-from upconv.kernels import columns, microkernel, store, weights, winograd_code
+from upconv.kernels import columns, register_tile, store, weights, winograd_code
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
@@ -282,7 +282,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
-    seconds = microkernel.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
+    seconds = register_tile.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
     return seconds * held_up(tasks(problem, how), threads)
 
 
@@ -295,7 +295,7 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     cycles = 0.0
     for count, size in how.cut.sizes():
         columns_ = ceil(size / how.halves)
-        cycles += count * (steps_ * microkernel.columns_cycles(tile, columns_) + ends * microkernel.ends_cycles(tile, columns_))
+        cycles += count * (steps_ * register_tile.columns_cycles(tile, columns_) + ends * register_tile.ends_cycles(tile, columns_))
     return cycles * how.chunks * problem.spec.groups
 
 

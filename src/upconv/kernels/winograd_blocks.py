@@ -8,10 +8,10 @@ from math import ceil, prod
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
-from upconv.kernels import ahead, columns, microkernel, store
+from upconv.kernels import ahead, columns, register_tile, store
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
-from upconv.kernels.microkernel import ELEMENTS, Tile
+from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_tiles import (
     NARROW,
@@ -129,7 +129,7 @@ class Blocking:
     @property
     def tasks(self) -> list[tuple[int, float]]:
         """(count, relative time) of the tasks of a group."""
-        sizes = [(count, microkernel.columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
+        sizes = [(count, register_tile.columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
         return _tasks(sizes, self.chunks, self.splits, 0.0)
 
     @property
@@ -195,7 +195,7 @@ def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut,
             strips
             * tiling.depth
             * _needed(problem, tiling.ways, apart)
-            * sum(number * microkernel.columns_cycles(tile, size) for number, size in sizes)
+            * sum(number * register_tile.columns_cycles(tile, size) for number, size in sizes)
         )
         rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
         return gemm + ALONE * rows * apart
@@ -238,7 +238,7 @@ def _tile(tiling: Tiling, dtype: str, target: Target, halves: int, alike: int) -
 
     `alike` is the number of columns where they are few, else 0.
     """
-    tiles = [tile for tile in microkernel.tiles(ELEMENTS[dtype], target) if tile.vectors > 1]
+    tiles = [tile for tile in register_tile.tiles(ELEMENTS[dtype], target) if tile.vectors > 1]
     offers = [_offer(tiling, tile, target, halves, alike) for tile in tiles]
     usual, best = min(offers, key=lambda o: o.many), min(offers, key=lambda o: o.few)
     if halves == 1:  # few tiles to choose from, so that many sizes do with little code
@@ -265,11 +265,11 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
         """Of all strips, those of one step given; more where a block's V is too much for the cache."""
         return strips * step * (1 + SPILT * max(0.0, column * block / target.l2 - 1.0))
 
-    many = cycles(microkernel.step_cycles(tile) / tile.width, most)
+    many = cycles(register_tile.step_cycles(tile) / tile.width, most)
     if not alike:
         return _Offer(tile, chunk, most, many, many)
     blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if halves == 1 else 1).sizes()
-    few = cycles(sum(count * microkernel.columns_cycles(tile, size) for count, size in blocks) / alike, min(most, alike))
+    few = cycles(sum(count * register_tile.columns_cycles(tile, size) for count, size in blocks) / alike, min(most, alike))
     return _Offer(tile, chunk, most, many, few)
 
 
@@ -283,9 +283,9 @@ def _shared(
     spec = tiling.spec
     chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
     rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[halves]
-    gemm = needed * rows * microkernel.step_cycles(tile) / (tile.rows * tile.vectors)
+    gemm = needed * rows * register_tile.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
-    sizes = [(count * spec.groups, microkernel.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
+    sizes = [(count * spec.groups, register_tile.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
     begin = BEGIN * tile.rows / (needed * rows * tiling.depth / halves)
 
     def time(splits: int) -> float:
@@ -324,7 +324,7 @@ def sized(
     room = round_up(block, tile.lanes * halves)
     tile_blocks = tile_blocks_of(tiling, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
-    tile = microkernel.reading(tile, products * chunks * rows * depth * item, target)
+    tile = register_tile.reading(tile, products * chunks * rows * depth * item, target)
     panels = ceil(wide / tile.width)
     v_point = panels * depth * tile.width + 16
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)

@@ -19,7 +19,7 @@ from upconv.kernels import columns, panel
 from upconv.kernels.strassen_products import RIGHT
 from upconv.kernels.winograd_way import SLOTS, Code, combine
 
-_MASKED, _INSIDE, _ROWS_INSIDE = range(3)
+MASKED, INSIDE, ROWS_INSIDE = range(3)
 """How a vector of windows is read: row by row of each tile, masked; whole; or whole, with what lies beyond the ends of rows, which
 is some other element of x, then set to zero, a column of all tiles at a time."""
 
@@ -44,7 +44,7 @@ def emit_windows(code: Code) -> Function:
     last = [final[0], final[1] + (reach_h - 1), final[2] + (reach_w - 1), final[3] + (reach_h - 1) * s["x_h"] + (reach_w - 1)]
     with f.loop(0, vectors, name="v") as v:
         interior, ends_only = _emit_kind(f, s, p, v * lanes, lanes, first, last)
-        kind = f.select(interior, _INSIDE, f.select(ends_only, f.value(_ROWS_INSIDE), _MASKED))
+        kind = f.select(interior, INSIDE, f.select(ends_only, f.value(ROWS_INSIDE), MASKED))
         f.store(kind, p.vectors[v * columns.VECTOR + columns.READER])
         with f.loop(0, f.select(interior, 0, s["outer_count"]), name="outer") as o:
             e = [f.load("i64", outer[o * panel.READ + i]) for i in range(3)]
@@ -207,7 +207,7 @@ def _emit_window(f: Function, reader: Reader, source: Value, o: Value, number: V
     _emit_ahead(f, code, reader.s, start[f.load("i64", reader.parts.places[number * lanes])])
     masks = reader.found.of("i32")[(o * code.reach[0] * reader.room + number * lanes) * code.reach[1]]
     how = reader.parts.vector(f, number, columns.READER)
-    for kind, name in ((_INSIDE, "interior"), (_ROWS_INSIDE, "ends"), (_MASKED, "border")):
+    for kind, name in ((INSIDE, "interior"), (ROWS_INSIDE, "ends"), (MASKED, "border")):
         with f.when(how.equals(kind), name=name):
             _emit_tiles(f, reader, start, number, kind, masks, put)
 
@@ -234,7 +234,7 @@ def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, kind: 
             tiles = []
             for i, place in enumerate(places):
                 address = place[reader.s["x_h"] * e + at]
-                if kind == _MASKED:
+                if kind == MASKED:
                     mask = columns.kept(f, size, masks[(reader.room * e + i) * reach_w + at])
                     tiles.append(f.masked_load(type_, address, mask))
                 else:
@@ -244,7 +244,7 @@ def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, kind: 
 
     def turn(row: list[Value]) -> list[Value]:
         turned = [column for at in range(0, reach_w, size) for column in _transpose(f, row[at : at + size])]
-        if kind == _ROWS_INSIDE:
+        if kind == ROWS_INSIDE:
             turned = [columns.masked(f, column, masks[t * lanes]) for t, column in enumerate(turned)]
         return turned
 

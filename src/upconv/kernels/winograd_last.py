@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import LINE, Target
-from upconv.kernels import columns, microkernel, weights, winograd_last_code
+from upconv.kernels import columns, register_tile, weights, winograd_last_code
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import folded, round_up
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.kernels.winograd_last_code import Code
 from upconv.kernels.winograd_tiles import (
     NARROW,
@@ -139,7 +139,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
 
 def _blocking(problem: Problem, target: Target, threads: int, last: Points) -> Blocking:
     """Equal blocks, whose chunks are shared by threads where they are few."""
-    tile = microkernel.turned_tile(microkernel.ELEMENTS[problem.dtype], target, inf)
+    tile = register_tile.turned_tile(register_tile.ELEMENTS[problem.dtype], target, inf)
     tiling, many = tiling_of(problem.spec, last), tile.turned
     chunks = len(_chunks(problem, tiling, tile))
     size = len(tiling.points) * chunks * tile.rows * tiling.depth * problem.itemsize
@@ -299,13 +299,13 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     spec, tile, item = problem.spec, how.tile, problem.itemsize
     tiles, steps_ = how.count * how.room, _steps(problem, how)
     ends = how.chunks * spec.groups * how.points * ceil(how.tiling.depth / how.depth_part)
-    gemm = tiles / tile.turned * (steps_ * microkernel.step_cycles(tile) + ends * END)
+    gemm = tiles / tile.turned * (steps_ * register_tile.step_cycles(tile) + ends * END)
     to = TO * ceil(how.tiling.depth / tile.lanes) * spec.groups * how.splits
     back = BACK * how.chunks * spec.groups * tile.rows / tile.lanes
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * item
     streamed = how.count * steps_ * tile.rows * item
     share = jobs.busiest_share([(tasks(problem, how), 1.0)], threads)
-    return microkernel.seconds(target, share, gemm, (to + back) * tiles * how.points, moved, streamed)
+    return register_tile.seconds(target, share, gemm, (to + back) * tiles * how.points, moved, streamed)
 
 
 def describe(problem: Problem, how: Blocking) -> str:

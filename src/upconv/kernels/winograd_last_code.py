@@ -15,7 +15,7 @@ from upconv.codegen.ir import Function, Int, Value, module
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.kernels.winograd_tiles import Way
 from upconv.kernels.winograd_way import transform
 from upconv.spec import Activation

@@ -12,7 +12,7 @@ from upconv.codegen.ir import Function, Value
 from upconv.kernels import columns, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.kernels.store import Store
 from upconv.kernels.winograd_tiles import Way
 

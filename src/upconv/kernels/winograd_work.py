@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil
 
-from upconv.kernels.microkernel import Tile
+from upconv.kernels.register_tile import Tile
 from upconv.kernels.winograd_tiles import Tiling, classes, live, phases_of
 
 NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, STRASSEN_PART = 256, 128, 96, 64, 256

@@ -1,0 +1,140 @@
+"""The register tile's shape: which tiles a target's registers hold, how many cycles they take, and which suits a layer.
+
+Estimates only; the tile's code is `microkernel`. Every kernel's estimate of its time ends in `seconds`, so that they compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+
+from upconv.codegen.ir import SIZES, vector
+from upconv.codegen.target import Target
+
+ELEMENTS = {"float32": "float", "float64": "double"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A micro-kernel's shape: `rows` broadcast operands, `vectors` vector operands of `lanes` elements.
+
+    A turned tile has one vector of columns, of which it computes the first `turned`, and whole vectors of rows. A tile that `asks`
+    asks for its weights ahead.
+    """
+
+    element: str
+    lanes: int
+    rows: int
+    vectors: int
+    turned: int = 0
+    asks: bool = True
+
+    @property
+    def width(self) -> int:
+        """NR in elements."""
+        return self.vectors * self.lanes
+
+    @property
+    def type(self) -> str:
+        return vector(self.element, self.lanes)
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.turned or self.width}"
+
+
+def fits(rows: int, vectors: int, target: Target) -> bool:
+    """Whether accumulators, one k-step's vectors and a broadcast fit, a product too where multiply and add are not fused."""
+    spare = 1 if target.registers > 16 or not target.fma else 0
+    return rows * vectors + vectors + 1 + spare <= target.registers
+
+
+def tiles(element: str, target: Target) -> list[Tile]:
+    """Every tile the registers hold, the widest use first."""
+    lanes = target.lanes(SIZES[element])
+    most = 14 if target.registers > 16 else 6
+    found = [
+        Tile(element, lanes, rows, vectors) for rows in range(1, most + 1) for vectors in range(1, 9) if fits(rows, vectors, target)
+    ]
+    return sorted(found, key=lambda t: (-t.rows * t.vectors, t.vectors))
+
+
+FEW = 2
+"""Columns that a turned tile of few has. It is twice as high for them: with one column of six in use, the products of the other
+five take longer than the weights take to come from the third-level cache."""
+
+
+def turned_tile(element: str, target: Target, columns: float) -> Tile:
+    """The turned tile for so many columns: of FEW, or else of the most there are."""
+    lanes = target.lanes(SIZES[element])
+    if columns <= FEW < lanes and fits(FEW, 4, target):
+        return Tile(element, lanes, 4 * lanes, 1, FEW)
+    most = next(n for n in range(min(6, lanes - 1), 0, -1) if fits(n, 2, target) or n == 1)
+    return Tile(element, lanes, 2 * lanes, 1, most)
+
+
+def step_cycles(tile: Tile) -> float:
+    """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice.
+
+    A wide row costs a little more than a high column: it is what the first-level cache holds of the right operand.
+    """
+    if tile.turned:
+        vectors = tile.rows // tile.lanes
+        return max(vectors * tile.turned / 2, 4.0) + 0.3
+    crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
+    loads = tile.rows + tile.vectors * crossing
+    return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.3 + 0.1 * tile.vectors
+
+
+def _tiles_of(tile: Tile, count: int) -> tuple[int, int]:
+    """Wide tiles of so many columns, and narrow ones at the end."""
+    return divmod(ceil(count / tile.lanes), tile.vectors)
+
+
+def columns_cycles(tile: Tile, count: int) -> float:
+    """Cycles of a step of so many columns."""
+    wide, narrow = _tiles_of(tile, count)
+    return wide * step_cycles(tile) + narrow * step_cycles(replace(tile, vectors=1))
+
+
+END = 12.0
+"""Cycles that a tile takes besides its steps and the storing of its sums. Measured."""
+
+
+def ends_cycles(tile: Tile, count: int) -> float:
+    """Cycles that the tiles of so many columns take besides their steps."""
+    wide, narrow = _tiles_of(tile, count)
+    return wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
+
+
+MOVED, STREAMED = 10e9, 10e9
+"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on."""
+
+
+def seconds(target: Target, share: float, gemm: float, other: float, moved: float, streamed: float) -> float:
+    """Estimated seconds of a kernel's call from its cycles and bytes, of which the busiest thread has a `share`.
+
+    Weights stream past the tiles at no price of their own until there are too few columns for each.
+    """
+    work = max(gemm / target.hertz, streamed / STREAMED) + other / target.hertz + moved / MOVED
+    return work * share + 5e-6
+
+
+@lru_cache(maxsize=512)
+def best_tile(dtype: str, target: Target, rows: int) -> Tile:
+    """The tile of a plain GEMM of so many rows, for the fewest cycles over them."""
+    offered = [t for t in tiles(ELEMENTS[dtype], target) if t.vectors > 1]
+    return min(offered, key=lambda t: ceil(rows / t.rows) * step_cycles(t) / t.width)
+
+
+NEAR = 2.0
+"""Second-level caches whose worth of weights, read again for every block, is not asked for. Asking costs layers 3 to 5 % there,
+on a busy machine, where it counts what tiles do besides multiplying."""
+
+
+def reading(tile: Tile, weight_bytes: float, target: Target) -> Tile:
+    """The tile as it reads so many bytes of weights. A turned one always asks: it meets them once, wherever they are.
+
+    So do those of targets with many registers: without, LLVM moves their loads up until there are too few.
+    """
+    return replace(tile, asks=tile.turned > 0 or target.registers > 16 or weight_bytes > NEAR * target.l2)
