@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -403,7 +404,6 @@ class TestTheServer:
 
     def test_other_pages_are_turned_away(self, address: str) -> None:
         from urllib.error import HTTPError
-        from urllib.request import Request, urlopen
 
         assert urlopen(Request(address), timeout=60).status == 200
         for headers in ({"Host": "elsewhere.example"}, {"Origin": "http://elsewhere.example"}, {"Origin": "null"}):
@@ -431,7 +431,8 @@ class TestTheServer:
         assert said == [{"type": "websocket.close", "code": 1008}]
 
     def test_it_stops_when_asked(self) -> None:
-        with served() as (process, _):
+        with served() as (process, address):
+            urlopen(address, timeout=60).close()  # from now on it listens to signals, even where its parent ignores them
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 0
 
