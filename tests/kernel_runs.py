@@ -99,6 +99,17 @@ class Plain:
         return memory[skip : skip + size]
 
 
+class Kept(Plain):
+    """Keeps the workspace, the first buffer of bytes that is asked for."""
+
+    def __init__(self) -> None:
+        self.kept: list[NDArray[Any]] = []
+
+    def workspace(self, size: int) -> NDArray[Any]:
+        self.kept.append(super().workspace(size))
+        return self.kept[-1]
+
+
 def run_kernel(
     module: Any,
     problem: Problem,

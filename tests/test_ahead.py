@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernel_runs import Plain, columns_of, operands, run_kernel
+from kernel_runs import Kept, columns_of, operands, run_kernel
 from upconv import execute
 from upconv.codegen.target import LINE
 from upconv.kernels import ahead, strassen, winograd, winograd_blocks, winograd_wide
@@ -18,16 +18,13 @@ from upconv.kernels.winograd_tiles import lines, windows
 from upconv.spec import ConvSpec, Problem
 
 
-class Poisoned(Plain):
-    """Keeps the workspace, the first buffer of bytes that is asked for; every number is far below zero at first."""
-
-    def __init__(self) -> None:
-        self.kept: list[NDArray[Any]] = []
+class Poisoned(Kept):
+    """Every number is far below zero at first."""
 
     def workspace(self, size: int) -> NDArray[Any]:
-        self.kept.append(super().workspace(size))
-        self.kept[-1][:] = 0x80
-        return self.kept[-1]
+        memory = super().workspace(size)
+        memory[:] = 0x80
+        return memory
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import kernel_runs as runs
+from upconv.codegen.target import Target
 from upconv.kernels import columns, strassen, winograd, winograd_wide
 from upconv.kernels.winograd_blocks import code_of
 from upconv.kernels.winograd_input import INSIDE, MASKED, ROWS_INSIDE
@@ -43,24 +43,12 @@ CASES = [
 ]
 
 
-class Kept(runs.Plain):
-    """Keeps the workspace, the first buffer of bytes that is asked for."""
-
-    kept: NDArray[Any] | None = None
-
-    def workspace(self, size: int) -> NDArray[Any]:
-        memory = super().workspace(size)
-        self.kept = memory if self.kept is None else self.kept
-        return memory
-
-
 def kinds(module: Any, problem: Problem, number: int) -> list[int]:
     """How the vectors of windows of a block are read, as its code has found."""
-    how, buffers = module.blocking(problem, HOST, 1), Kept()
+    how, buffers = module.blocking(problem, HOST, 1), runs.Kept()
     runs.run_kernel(module, problem, runs.operands(problem), HOST, buffers=buffers, only=number * how.splits)
-    assert buffers.kept is not None
     count, room = len(runs.columns_of(problem, how, number)), how.room // how.tile.lanes
-    table = buffers.kept[: room * columns.VECTOR * 8].view(np.int64).reshape(room, columns.VECTOR)
+    table = buffers.kept[0][: room * columns.VECTOR * 8].view(np.int64).reshape(room, columns.VECTOR)
     return table[: -(-count // how.tile.lanes), columns.READER].tolist()
 
 
@@ -93,8 +81,8 @@ def names(case: Any) -> str:
     return f"{case[0].NAME} {case[1].spec} {case[1].input_shape} {case[1].dtype}"
 
 
-def possible(module: Any, problem: Problem) -> None:
-    if module.rejects(problem, HOST):
+def possible(module: Any, problem: Problem, target: Target = HOST) -> None:
+    if module.rejects(problem, target):
         pytest.skip("no such kernel here")
 
 
@@ -121,8 +109,7 @@ def test_every_way_to_read_is_met() -> None:
 def test_sums_are_exact_whatever_a_window_reaches_over(case: Any, level: str) -> None:
     module, problem = case
     target = runs.target_of(level)
-    if module.rejects(problem, target):
-        pytest.skip("no such kernel here")
+    possible(module, problem, target)
     given = runs.operands(problem)
     got = runs.run_kernel(module, problem, given, target, runs.threads_allowed())
     if module is winograd_wide:

@@ -15,8 +15,6 @@ from upconv.kernels import columns, pack
 from upconv.kernels.job import Slots
 
 SLOTS = ("x", "x_channel", "reads", "read_count", "panel_size", "panel_channels")
-AHEAD = 2
-"""Channels ahead that x is asked for: a channel's rows are short, and each channel's stand in pages of their own."""
 READ = 4  # i64 a read: e in each dimension, and its place in x
 _APART, _NEIGHBOURS, _WHOLE, _STRAIGHT = range(4)
 """Lanes that are no neighbours (or strided, with some outside); neighbours, some outside x; all inside; and so throughout the panel
@@ -95,7 +93,7 @@ def emit_panels(panel: Panel, slots: Slots) -> Function:
     with f.loop(0, channels, name="c") as c:
         source = x[c * s["x_channel"]]
         with f.loop(0, vectors, panel.vectors, name="ahead") as v:
-            later = source[f.load("i64", found.of("i8")[v * panel.entry]) + s["x_channel"] * AHEAD]
+            later = source[f.load("i64", found.of("i8")[v * panel.entry]) + s["x_channel"] * pack.AHEAD]
             for at in range(0, width * panel.step, max(LINE // SIZES[panel.element], lanes * panel.step // 2)):
                 f.prefetch(later[at])
         with f.loop(0, s["read_count"], name="read") as r, f.loop(0, count, name="panel") as number:

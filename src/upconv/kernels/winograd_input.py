@@ -15,7 +15,7 @@ import numpy as np
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, lanes_of, vector
 from upconv.codegen.target import LINE
-from upconv.kernels import columns, panel
+from upconv.kernels import columns, pack, panel
 from upconv.kernels.strassen_products import RIGHT
 from upconv.kernels.winograd_way import SLOTS, Code, combine
 
@@ -66,16 +66,17 @@ def _emit_kind(
     That is so for every channel of every group if the windows do not begin before x's first element, nor end behind the first
     channel of the last image. Tiles that are nowhere are masked with the ends, and read where a tile stands that is somewhere.
     """
-    rows, whole = (
+    rows, along = (
         f._op("and", *(columns.inside(f, s, p, column, lanes, (e[0], e[1], e[2]), axes) for e in (first, last)))
-        for axes in ("dh", "dhw")
+        for axes in ("dh", "w")
     )
     places, numbers = f.load(vector("i64", lanes), p.places[column]), vector("i32", lanes)
     begin, end = (f._op("add", places, f.splat(e[3], places.type)) for e in (first, last))
-    from_start, too_far = (f.compare("sge", at, f.splat(edge, at.type)) for at, edge in ((begin, f.value(0)), (end, s["x_end"])))
+    from_start = f.compare("sge", begin, f.splat_int(0, begin.type))
+    safe = f._op("and", from_start, f.compare("slt", end, f.splat(s["x_end"], end.type)))
     nowhere = f.compare("eq", f.load(numbers, p.d[column]), f.splat_int(columns.NOWHERE, numbers))
-    safe = f._op("and", from_start, f._op("xor", too_far, f.splat_int(1, too_far.type)))
-    return columns.full(f, whole, lanes), columns.full(f, f._op("and", f._op("or", rows, nowhere), safe), lanes)
+    ends_only = f._op("and", f._op("or", rows, nowhere), safe)
+    return columns.full(f, f._op("and", rows, along), lanes), columns.full(f, ends_only, lanes)
 
 
 def _emit_masks(
@@ -217,7 +218,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> N
     span = code.tile.lanes * code.ways[2].outputs * code.planes[1]
     for e in range(code.reach[0]):
         for at in range(0, span, LINE // SIZES[code.tile.element]):
-            f.prefetch(place[s["x_channel"] * panel.AHEAD + s["x_h"] * e + at])
+            f.prefetch(place[s["x_channel"] * pack.AHEAD + s["x_h"] * e + at])
 
 
 def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, kind: int, masks: Value, put: Put) -> None:
@@ -257,7 +258,7 @@ def _emit_vectors(f: Function, reader: Reader, source: Value, o: Value, number: 
     lanes, (reach_h, reach_w) = code.tile.lanes, code.reach
     with f.loop(0, reach_h * reach_w, name="element") as e:
         entry = reader.found.of("i8")[((o * (reach_h * reach_w) + e) * reader.vectors + number) * code.panel.entry]
-        f.prefetch(source[f.load("i64", entry) + reader.s["x_channel"] * panel.AHEAD])
+        f.prefetch(source[f.load("i64", entry) + reader.s["x_channel"] * pack.AHEAD])
         panel.emit_fetch(f, code.panel, reader.parts, source, entry, number, line[e * lanes])
 
     def read(e: int) -> list[Value]:
