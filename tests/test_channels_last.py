@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ import upconv
 from fences import Fenced
 from upconv import planner
 from upconv.codegen import target as targets
-from upconv.kernels import indirect, winograd_last
+from upconv.kernels import indirect, overlap_add_last, winograd_last
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -108,6 +111,64 @@ def test_positions_round_the_tile_and_the_block(kernel: Any, positions: int) -> 
         check(kernel, problem, threads=2)
 
 
+@settings(max_examples=150, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(problem=runs.problems(), patches=st.sampled_from((0.5, 0.02, 0.001)), threads=st.integers(1, 2))
+def test_few_outputs_come_out_exactly_whatever_the_block(problem: Problem, patches: float, threads: int) -> None:
+    spec = replace(problem.spec, in_channels=problem.spec.in_channels * 3)
+    problem = replace(problem, spec=spec)
+    assume(takes(overlap_add_last, problem))
+    with blocks_of(patches):
+        check(overlap_add_last, problem, threads=min(threads, runs.threads_allowed()))
+
+
+FEW: list[dict[str, Any]] = [
+    dict(size=(9, 14), out_channels=3, kernel_size=4, stride=2, padding=1, batch=3),
+    dict(size=(9, 14), out_channels=1, kernel_size=2, stride=2),
+    dict(size=(7, 9), out_channels=1, kernel_size=9, stride=2, padding=4, output_padding=1),
+    dict(size=(7, 9), out_channels=2, kernel_size=3, stride=4, padding=1, output_padding=3),
+    dict(size=(40,), out_channels=2, kernel_size=11, stride=5, padding=3),
+    dict(size=(3, 4, 5), out_channels=1, kernel_size=4, stride=2, padding=1, batch=2),
+    dict(size=(7, 6), out_channels=5, kernel_size=3, padding=2, dilation=(2, 1)),
+    dict(size=(8, 9), out_channels=3, kernel_size=3, padding=1, transposed=False),
+    dict(size=(8, 9), out_channels=1, kernel_size=2, padding=3, transposed=False, batch=2),
+]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layer", FEW, ids=str)
+def test_patches_stay_within_their_buffers_in_blocks_of_any_size(layer: dict[str, Any], dtype: str, level: str) -> None:
+    problem = runs.make(dtype=dtype, in_channels=5, **layer)
+    if not takes(overlap_add_last, problem, level):
+        pytest.skip(str(overlap_add_last.rejects(problem, runs.target_of(level))))
+    for patches in (0.5, 0.02, 0.001):
+        for at_end in (False, True):
+            with blocks_of(patches):
+                check(overlap_add_last, problem, level, buffers=Fenced(at_end))
+
+
+def test_patches_are_bounded_and_blocks_cut_no_more_than_they_must() -> None:
+    size, half = targets.host().l2, overlap_add_last.PATCHES
+    for shape, out in (((320, 320), 1), ((128, 128), 3), ((270, 480), 5)):
+        problem = runs.make(size=shape, in_channels=64, out_channels=out, kernel_size=4, stride=2, padding=1)
+        how = overlap_add_last.blocking(problem, targets.host(), 2)
+        assert how.patch_bytes <= size * half * 1.05
+        again = overlap_add_last.macs(problem, how) / (prod(shape) * how.pitch * 64)
+        assert 1 <= again < 1.25, (shape, how)  # what two blocks both compute
+
+
+@contextmanager
+def blocks_of(patches: float) -> Iterator[None]:
+    """Blocks whose patches take this part of the second-level cache."""
+    before, overlap_add_last.PATCHES = overlap_add_last.PATCHES, patches
+    overlap_add_last.blocking.cache_clear()
+    try:
+        yield
+    finally:
+        overlap_add_last.PATCHES = before
+        overlap_add_last.blocking.cache_clear()
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 5, 6, 7, 11, 12, 13, 23, 24, 25, 47, 48, 49])
 def test_tiles_round_the_register_tile_and_the_block(tiles: int) -> None:
     layer: dict[str, Any] = dict(in_channels=9, out_channels=9, kernel_size=(1, 2), padding=((0, 0), (1, 0)))
@@ -140,16 +201,20 @@ def test_activations(kernel: Any, activation: Any) -> None:
     np.testing.assert_allclose(got, operands.expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_nan_stays_where_the_direct_sum_has_it() -> None:
-    problem = runs.make(size=(6, 7), in_channels=8, out_channels=16, kernel_size=3, stride=2)
+@pytest.mark.parametrize("kernel", [indirect, overlap_add_last], ids=lambda module: module.NAME)
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_a_nan_stays_where_the_direct_sum_has_it(kernel: Any, channels: int) -> None:
+    problem = runs.make(size=(6, 7), in_channels=8, out_channels=channels, kernel_size=3, stride=2)
+    if not takes(kernel, problem):
+        pytest.skip(str(kernel.rejects(problem, runs.target_of(LEVELS[0]))))
     operands = runs.operands(problem)
     operands.x[0, 3, 2, 2] = np.nan
     expected = upconv.kernels.reference.forward(problem.spec, operands.x, operands.weight, operands.bias, problem.output_size)
-    np.testing.assert_array_equal(run(indirect, problem, operands, runs.target_of(LEVELS[0])), expected)
+    np.testing.assert_array_equal(run(kernel, problem, operands, runs.target_of(LEVELS[0])), expected)
 
 
 def plan_last(shape: tuple[int, ...], out: int, **layer: Any) -> planner.Plan | None:
-    spec = upconv.ConvSpec.make(transposed=True, in_channels=shape[1], out_channels=out, rank=2, **layer)
+    spec = upconv.ConvSpec.make(transposed=True, in_channels=shape[1], out_channels=out, rank=len(shape) - 2, **layer)
     problem = Problem(spec, shape[0], shape[2:], spec.output_size(shape[2:]))
     return planner.make_last(problem, targets.host(), 2)
 
@@ -160,8 +225,15 @@ def test_it_is_chosen_where_reordering_costs_more() -> None:
     assert plan.algorithm == "indirect"
     assert "channels last" in str(plan)
     assert "reordering included" in str(plan)
-    assert plan_last((1, 64, 32, 32), 3, kernel_size=4, stride=2, padding=1) is None  # three of eight lanes
     assert plan_last((1, 1024, 2, 2), 512, kernel_size=4, stride=2, padding=1) is None  # its weights come more slowly
+
+
+def test_few_outputs_are_taken_as_patches() -> None:
+    for shape, out in (((16, 64, 32, 32), 3), ((1, 64, 320, 320), 1)):
+        plan = plan_last(shape, out, kernel_size=4, stride=2, padding=1)
+        assert plan is not None
+        assert plan.algorithm == "overlap_add_last"
+        assert f"channels last, patches of 16 taps in {16 * out} of {16 * out} lanes" in str(plan)
 
 
 def test_winograd_is_chosen_where_products_are_worth_saving_and_left_out_where_results_are_to_be_precise() -> None:
