@@ -33,7 +33,7 @@ SLOTS = overlap_add_last_code.SLOTS
 EXACT = True
 LEAST = 4
 """Input channels: with fewer, patches end before they have begun."""
-PATCHES = 0.5
+PATCHES = 0.9
 """Of the second-level cache, for a block's patches."""
 ROW, BLOCK = 6, 16
 """What a row of positions and a block cost besides, in inputs."""

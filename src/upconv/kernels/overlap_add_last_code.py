@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Carry, Function, Value, module
+from upconv.codegen.ir import Carry, Function, Int, Value, module
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -176,20 +176,23 @@ def _emit_patches(code: Code) -> Function:
     table, weight = table.of("i64"), weight.of(tile.element)
     zero = Value(f, "zeroinitializer", tile.type)
 
-    def sums_of(chunk: Value, vectors: int, sources: list[Value], targets: list[Value]) -> None:
+    def sums_of(chunk: Int, vectors: int, sources: list[Value], targets: list[Value], ask: Value | None = None) -> None:
         left = weight[chunk * channels * tile.rows]
         sums = [zero] * (many * vectors)
-        sums, _ = microkernel.rows_times_scalars(f, tile.type, sums, left, tile.rows, vectors, sources, channels)
+        sums, _ = microkernel.rows_times_scalars(f, tile.type, sums, left, tile.rows, vectors, sources, channels, ask)
         for j, target in enumerate(targets):
             for v in range(vectors):
                 f.store(sums[j * vectors + v], target[chunk * tile.rows + v * tile.lanes])
 
     with f.loop(0, count, many, name="t") as t:
         sources, targets = ([f.load_pointer(start[t + j], tile.element) for j in range(many)] for start in (table, table[room]))
-        with f.loop(0, wide, name="wide") as chunk:
+        following = f.load_pointer(table[t + many], tile.element)  # where the next tile's inputs begin
+        with f.when(wide > 0, name="first"):
+            sums_of(f.value(0), tile.rows // tile.lanes, sources, targets, following)
+        with f.loop(1, wide, name="wide") as chunk:
             sums_of(chunk, tile.rows // tile.lanes, sources, targets)
         with f.when(narrow.equals(1), name="narrow"):
-            sums_of(wide, 1, sources, targets)
+            sums_of(wide, 1, sources, targets, following)
     return f
 
 
