@@ -3,7 +3,8 @@
 With fewer output channels than lanes a vector of them is mostly empty. But every input of a transposed convolution is multiplied
 with all taps, whatever the phase, so the lanes hold a whole patch: taps x output channels, of which none is computed in vain but
 those that the last vector lacks. The row of x is the broadcast operand and is read where it stands. An output row then adds up
-pieces of patches as they lie: stride x output channels of one patch, of its neighbours' next ones, and so on.
+pieces of patches as they lie: stride x output channels of one patch, of its neighbours' next ones, and so on. A block goes down the
+image a few rows at a time and keeps the patches that the next ones need too.
 
 A convolution with stride 1 is the same with its taps reversed.
 """
@@ -33,10 +34,10 @@ SLOTS = overlap_add_last_code.SLOTS
 EXACT = True
 LEAST = 4
 """Input channels: with fewer, patches end before they have begun."""
-PATCHES = 0.9
-"""Of the second-level cache, for a block's patches."""
-ROW, BLOCK = 6, 16
-"""What a row of positions and a block cost besides, in inputs."""
+PATCHES = 0.5
+"""Of the second-level cache, for the patches that a block has at a time."""
+ROW, STEP = 6, 16
+"""What a row of positions and a step of a block cost besides, in inputs."""
 
 Sizes = tuple[int, int, int, int]
 """Images, and positions of the output in d, h and w."""
@@ -57,11 +58,14 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """Sizes of the loops. `block` counts images and positions of the output in d, h and w."""
+    """Sizes of the loops. `block` counts images and positions of the output in d, h and w, of which `rows` in h are taken at a time
+    while `ring` lines of x have their patches."""
 
     tile: Tile
     patch: int
     block: Sizes
+    rows: int
+    ring: int
     inputs: int
     cells: int
     vectors: int
@@ -182,13 +186,14 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     tile = register_tile.turned_tile(register_tile.ELEMENTS[problem.dtype], target, inf)
     patch = prod(spec.kernel_size) * spec.out_channels
     most = int(target.l2 * PATCHES / (round_up(patch, tile.lanes) * problem.itemsize))
-    offers = list(_offers(problem, most))
-    block = min(offers, key=lambda sizes: _work(problem, sizes) * _share(problem, sizes, threads))
-    *_, w = axes(problem)
+    offers = _offers(problem, most)
+    block, rows = min(offers, key=lambda offer: _work(problem, *offer) * _share(problem, offer[0], threads))
+    _, h, w = axes(problem)
     each = w.step * spec.out_channels
     vectors, reach = ceil(each / tile.lanes), 1 - w.least
     return Blocking(
-        tile=tile, patch=patch, block=block, inputs=_cells(problem, block, 1), cells=_cells(problem, block, TOGETHER),
+        tile=tile, patch=patch, block=block, rows=rows, ring=min(rows + h.most - h.least, h.size),
+        inputs=_cells(problem, block, rows, 1), cells=_cells(problem, block, rows, TOGETHER),
         vectors=vectors, row=(round_up(block[3], TOGETHER) + 1) * each + (vectors + 1) * tile.lanes,
         met=max(len(taps) for taps in _rows(spec)) * reach + 1,
     )  # fmt: skip
@@ -200,44 +205,48 @@ def _lengths(problem: Problem) -> Sizes:
 
 
 def _parts(length: int) -> Iterator[int]:
-    """The lengths of equal parts, in steps of a half and a third, down to one."""
-    seen, count = 0, 1
+    """The lengths of equal parts, each about half as long as the one before, down to one."""
+    count = 1
     while count < 2 * length:
-        for parts in (count, count * 3 // 2):
-            if ceil(length / parts) != seen:
-                yield (seen := ceil(length / parts))
+        yield ceil(length / count)
         count *= 2
 
 
-def _offers(problem: Problem, most: int) -> Iterator[Sizes]:
-    """Blocks of at most so many patches: parts of an image, or whole images."""
+def _offers(problem: Problem, most: int) -> Iterator[tuple[Sizes, int]]:
+    """Blocks, parts of an image or whole images, and rows at a time for at most so many patches."""
     images, *lengths = _lengths(problem)
-    found = False
+    line, found = axes(problem)[1], False
     for d, h, w in product(*(_parts(n) for n in lengths)):
         for several in _parts(images) if [d, h, w] == lengths else (1,):
-            sizes = (several, d, h, w)
-            if _cells(problem, sizes, TOGETHER) <= most:
+            lines = most // _a_line(problem, (several, d, h, w), TOGETHER)
+            rows = h if lines >= line.size else min(lines - (line.most - line.least), h)
+            if rows == h or (rows > 0 and several == 1):
                 found = True
-                yield sizes
+                yield (several, d, h, w), ceil(h / ceil(h / rows))
                 break  # fewer images are no better
     if not found:
-        yield (1, 1, 1, 1)
+        yield (1, 1, 1, 1), 1
 
 
-def _cells(problem: Problem, sizes: Sizes, unit: int) -> int:
-    """Inputs that a block meets at most, its positions rounded up to a unit."""
-    images, *lengths = sizes
-    d, h, w = (min(length + axis.most - axis.least, axis.size) for length, axis in zip(lengths, axes(problem), strict=True))
-    if unit > 1:
-        w = round_up(lengths[2], unit) - axes(problem)[2].least
-    return images * d * h * w
+def _cells(problem: Problem, sizes: Sizes, rows: int, unit: int) -> int:
+    """Inputs that have their patches at a time, at most, with positions rounded up to a unit."""
+    line = axes(problem)[1]
+    return min(rows + line.most - line.least, line.size) * _a_line(problem, sizes, unit)
 
 
-def _work(problem: Problem, sizes: Sizes) -> int:
+def _a_line(problem: Problem, sizes: Sizes, unit: int) -> int:
+    """Those for every line in h of a block."""
+    images, d, _, w = sizes
+    planes, _, columns = axes(problem)
+    each = round_up(w, unit) - columns.least if unit > 1 else min(w - columns.least, columns.size)
+    return images * min(d + planes.most - planes.least, planes.size) * each
+
+
+def _work(problem: Problem, sizes: Sizes, rows: int) -> int:
     """What all blocks cost together, in inputs."""
     images, d, h, w = _lengths(problem)
-    rows = images * d * h * ceil(w / sizes[3])
-    return _inputs(problem, sizes) + ROW * rows + BLOCK * _tasks(problem, sizes)
+    pieces = images * d * h * ceil(w / sizes[3])
+    return _inputs(problem, sizes) + ROW * pieces + STEP * _tasks(problem, sizes) * ceil(sizes[2] / rows)
 
 
 def _tasks(problem: Problem, sizes: Sizes) -> int:
@@ -246,18 +255,16 @@ def _tasks(problem: Problem, sizes: Sizes) -> int:
 
 def _inputs(problem: Problem, sizes: Sizes) -> int:
     """Inputs that all blocks meet together."""
-    total = problem.batch
-    for axis, size in zip(axes(problem), sizes[1:], strict=True):
-        total *= sum(high - low for low, high in _met(axis, size))
-    return total
+    return problem.batch * prod(_met(axis, size) for axis, size in zip(axes(problem), sizes[1:], strict=True))
 
 
-def _met(axis: Axis, size: int) -> Iterator[tuple[int, int]]:
-    """The inputs, from and to, that each part of so many positions meets."""
+@lru_cache(maxsize=4096)
+def _met(axis: Axis, size: int) -> int:
+    """The inputs that parts of so many positions meet, one after the other."""
     end = axis.first + axis.positions
-    for low in range(axis.first, end, size):
-        first = min(max(low + axis.least, 0), axis.size)
-        yield first, max(first, min(min(low + size, end) + axis.most, axis.size))
+    low = np.arange(axis.first, end, size)
+    first, last = np.maximum(low + axis.least, 0), np.minimum(np.minimum(low + size, end) + axis.most, axis.size)
+    return int(np.maximum(last - first, 0).sum())
 
 
 def _share(problem: Problem, sizes: Sizes, threads: int) -> float:
@@ -306,8 +313,9 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "channels": spec.in_channels, "channels_out": spec.out_channels, "crop_w": crop, "reach": reach, "whole": whole,
         "tail": rest * spec.out_channels, "cut": max(len(taps) for taps in rows) * whole, "wide": how.wide,
         "narrow": int(how.pitch > how.wide * how.tile.rows), "pitch": how.pitch, "vectors": how.vectors, "room": how.room,
-        "spare": how.cells, "table_bytes": how.table_bytes, "row_bytes": how.row_bytes, "bias_bytes": how.bias_bytes,
-        "met_bytes": how.met_bytes, "workspace_bytes": how.workspace_bytes,
+        "rows": how.rows, "ring": how.ring, "spare": how.cells, "table_bytes": how.table_bytes,
+        "row_bytes": how.row_bytes, "bias_bytes": how.bias_bytes, "met_bytes": how.met_bytes,
+        "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     firsts = (0, *(axis.first for axis in dims))
     cuts = [
@@ -393,6 +401,7 @@ NARROW = 4.3
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
     images, *sizes = how.block
-    shape = " x ".join(str(n) for n in sizes[3 - problem.spec.rank :])
-    lanes = f"{how.patch} of {how.pitch} lanes"
-    return f"channels last, patches of {prod(problem.spec.kernel_size)} taps in {lanes}, blocks of {images} x {shape} positions"
+    shape = " x ".join(str(n) for n in (images, *sizes[3 - problem.spec.rank :]))
+    walked = f", {how.rows} rows at a time" if how.rows < how.block[2] else ""
+    patches = f"patches of {prod(problem.spec.kernel_size)} taps in {how.patch} of {how.pitch} lanes"
+    return f"channels last, {patches}, blocks of {shape} positions{walked}"

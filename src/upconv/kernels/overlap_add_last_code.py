@@ -18,9 +18,10 @@ from upconv.spec import Activation
 
 SLOTS = jobs.Slots(
     (
-        "x", "weight", "bias", "y", "work", "phases", "taps", "channels", "channels_out", "size_d", "size_h", "size_w", "out_d",
-        "out_h", "out_w", "step_d", "step_h", "step_w", "least_d", "least_h", "most_d", "most_h", "crop_w", "reach", "whole",
-        "tail", "cut", "wide", "narrow", "pitch", "vectors", "room", "spare", "table_bytes", "row_bytes", "bias_bytes", "met_bytes",
+        "x", "weight", "bias", "y", "work", "phases", "taps", "channels", "channels_out", "size_d", "size_h", "size_w",
+        "out_d", "out_h", "out_w", "step_d", "step_h", "step_w", "least_d", "least_h", "most_d", "most_h", "crop_w", "reach",
+        "whole", "tail", "cut", "wide", "narrow", "pitch", "vectors", "room", "rows", "ring", "spare", "table_bytes",
+        "row_bytes", "bias_bytes", "met_bytes",
     )
 )  # fmt: skip
 WORK, PHASE, TAP = 8, 2, 3
@@ -40,19 +41,19 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A task's numbers: its first image, the first line of x in d and h, how many lines, the first position, and cells a line."""
+    """A task's numbers: its first image, the first plane of x and how many, the lines of a plane that have cells at a time, the
+    first position, and cells a line."""
 
     image: Value
     low_d: Value
-    low_h: Value
-    lines_d: Value
-    lines_h: Value
+    planes: Value
+    ring: Value
     first: Value
     cells: Value
 
     def line(self, n: Value, d: Value, h: Value) -> Value:
         """The number of the first cell of a line of x."""
-        return (((n - self.image) * self.lines_d + d - self.low_d) * self.lines_h + h - self.low_h) * self.cells
+        return (((n - self.image) * self.planes + d - self.low_d) * self.ring + h % self.ring) * self.cells
 
 
 def _slots(f: Function, job: Value) -> dict[str, Value]:
@@ -64,13 +65,11 @@ def _work(f: Function, work: Value) -> list[Value]:
 
 
 def _block(f: Function, s: dict[str, Value], work: list[Value]) -> _Block:
-    """The block of a task. Lines outside x have no cells; positions outside it have, of zeros."""
-    image, _, d, end_d, h, end_h, w, end_w = work
-    low_d, low_h = (f.maximum(low + s[f"least_{axis}"], 0) for axis, low in (("d", d), ("h", h)))
-    stop_d, stop_h = (f.minimum(end + s[f"most_{axis}"], s[f"size_{axis}"]) for axis, end in (("d", end_d), ("h", end_h)))
-    lines_d, lines_h = f.maximum(stop_d - low_d, 0), f.maximum(stop_h - low_h, 0)
+    """The block of a task. Planes outside x have no cells; positions outside it have, of zeros."""
+    image, _, d, end_d, _, _, w, end_w = work
+    low, stop = f.maximum(d + s["least_d"], 0), f.minimum(end_d + s["most_d"], s["size_d"])
     positions = (end_w - w + (TOGETHER - 1)) // TOGETHER * TOGETHER
-    return _Block(image, low_d, low_h, lines_d, lines_h, w - s["reach"] + 1, positions + s["reach"] - 1)
+    return _Block(image, low, f.maximum(stop - low, 0), s["ring"], w - s["reach"] + 1, positions + s["reach"] - 1)
 
 
 def emit(code: Code) -> str:
@@ -91,17 +90,23 @@ def emit(code: Code) -> str:
         given = SLOTS.pointer(f, job, "bias", element)
         with f.loop(0, s["vectors"] * code.tile.lanes, name="bias") as i:
             f.store(f.load(element, given[i % s["channels_out"]]), bias[i])
-        count = f.call(do_table, [job, place, table, patches])
         weight, channels = SLOTS.pointer(f, job, "weight", element), s["channels"]
-        f.call(do_patches, [table, s["room"], count, weight, channels, s["wide"], s["narrow"]])
-        with (
-            f.loop(image, end_image, name="n") as n,
-            _rows(f, s, "d", d, end_d) as (qd, od, phase_d),
-            _rows(f, s, "h", h, end_h) as (qh, oh, phase_h),
-        ):
-            y = SLOTS.pointer(f, job, "y", element)
-            line = y[((n * s["out_d"] + od) * s["out_h"] + oh) * s["out_w"] * s["channels_out"]]
-            f.call(do_row, [job, place, phase_d * s["step_h"] + phase_h, n, qd, qh, patches, bias, met, row, line])
+        done = Carry([f.maximum(h + s["least_h"], 0)])  # lines of x up to here have their patches
+        with f.loop(h, end_h, s["rows"], name="rows", carry=done) as first:
+            end = f.minimum(first + s["rows"], end_h)
+            (low,) = done.values
+            high = f.maximum(f.minimum(end + s["most_h"], s["size_h"]), low)
+            count = f.call(do_table, [job, place, table, patches, low, high])
+            f.call(do_patches, [table, s["room"], count, weight, channels, s["wide"], s["narrow"]])
+            with (
+                f.loop(image, end_image, name="n") as n,
+                _rows(f, s, "d", d, end_d) as (qd, od, phase_d),
+                _rows(f, s, "h", first, end) as (qh, oh, phase_h),
+            ):
+                y = SLOTS.pointer(f, job, "y", element)
+                line = y[((n * s["out_d"] + od) * s["out_h"] + oh) * s["out_w"] * s["channels_out"]]
+                f.call(do_row, [job, place, phase_d * s["step_h"] + phase_h, n, qd, qh, patches, bias, met, row, line])
+            done.next = [high]
 
     return module([copy, do_table, do_patches, do_row, jobs.emit_entry("entry", SLOTS, task)])
 
@@ -117,14 +122,15 @@ def _rows(f: Function, s: dict[str, Value], axis: str, low: Value, high: Value) 
 
 
 def _emit_table(code: Code) -> Function:
-    """`table(job, work, table, patches)`: where each input of the block stands, and then where each one's patch does; how many.
+    """`table(job, work, table, patches, low, high)`: where each input of the lines low..high-1 stands, and then where each one's
+    patch does; how many.
 
     The last ones are repeated to a whole tile, their patches in a cell that nobody reads. Cells of positions outside x are zeros.
     """
     tile, many = code.tile, code.tile.turned
-    names = [(n, "ptr") for n in ("job", "work", "table", "patches")]
-    f = Function("table", names, "i64", "internal noinline nounwind")
-    job, work, table, patches = f.arguments
+    parameters = [(n, "i64" if n in ("low", "high") else "ptr") for n in ("job", "work", "table", "patches", "low", "high")]
+    f = Function("table", parameters, "i64", "internal noinline nounwind")
+    job, work, table, patches, low_h, high_h = f.arguments
     s = _slots(f, job)
     numbers = _work(f, work.of("i64"))
     b = _block(f, s, numbers)
@@ -138,9 +144,9 @@ def _emit_table(code: Code) -> Function:
     images, planes, lines = Carry([f.value(0)]), Carry([]), Carry([])
     with f.loop(b.image, end_image, name="n", carry=images) as n:
         planes.values = images.values
-        with f.loop(b.low_d, b.low_d + b.lines_d, name="d", carry=planes) as d:
+        with f.loop(b.low_d, b.low_d + b.planes, name="d", carry=planes) as d:
             lines.values = planes.values
-            with f.loop(b.low_h, b.low_h + b.lines_h, name="h", carry=lines) as h:
+            with f.loop(low_h, high_h, name="h", carry=lines) as h:
                 cells = patches[b.line(n, d, h) * pitch]
                 line = x[((n * s["size_d"] + d) * s["size_h"] + h) * s["size_w"] * s["channels"]]
                 (first,) = lines.values
