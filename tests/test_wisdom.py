@@ -41,13 +41,18 @@ def able(problem: Problem = PROBLEM, target: Target = PRETENDED) -> list[str]:
     return [kernel.NAME for kernel in planner.CANDIDATES if not kernel.rejects(problem, target)]
 
 
-def teach(kernel: str, count: int | None = None) -> None:
+def able_last(target: Target = PRETENDED) -> list[str]:
+    """What can be chosen for channels-last arrays."""
+    return [*(kernel.NAME for kernel in planner.LAST if not kernel.rejects(PROBLEM, target)), planner.AS_FIRST]
+
+
+def teach(kernel: str, count: int | None = None, last: bool = False) -> None:
     """Keep that `kernel` is the fastest for PROBLEM here."""
-    seconds = tuple((name, 1e-3 if name == kernel else 2e-3) for name in able())
+    seconds = tuple((name, 1e-3 if name == kernel else 2e-3) for name in (able_last() if last else able()))
     learnt = Advice(kernel, 1, seconds)
     target = execute.target()
     assert target is not None
-    advice.keep({advice.processor(target): {advice.key(PROBLEM, count or threads.get_num_threads()): learnt}})
+    advice.keep({advice.processor(target): {advice.key(PROBLEM, count or threads.get_num_threads(), last): learnt}})
 
 
 # -- plans that follow advice ----------------------------------------------------------------------------------------------
@@ -77,6 +82,26 @@ def test_advice_for_no_kernel_of_ours_is_passed_over() -> None:
     rejecting = next((k.NAME for k in planner.CANDIDATES if k.NAME not in able()), None)
     if rejecting:
         assert planner.make(PROBLEM, PRETENDED, 2, Advice(rejecting, 2, ((rejecting, 1.0),))) == plain
+
+
+@pytest.mark.parametrize("kernel", able_last())
+def test_advice_overrules_estimates_for_channels_last_arrays(kernel: str) -> None:
+    seconds = tuple((name, 1.0 if name == kernel else 1.5) for name in able_last())
+    plan = planner.make_last(PROBLEM, PRETENDED, 2, Advice(kernel, 2, seconds))
+    if kernel == planner.AS_FIRST:
+        assert plan is None
+        return
+    assert plan is not None
+    assert plan.algorithm == kernel
+    assert plan.note.endswith("; chosen by wisdom: measured on this processor")
+    others = dict(plan.not_chosen)
+    assert {others[name] for name in able_last() if name not in (kernel, planner.AS_FIRST)} == {"1.5x the measured time"}
+    assert others["direct"] == "1.5x the measured time, reordering included"
+
+
+def test_advice_for_no_kernel_of_ours_is_passed_over_for_channels_last_arrays() -> None:
+    other = Advice("of another day", 2, (("of another day", 1.0),))
+    assert planner.make_last(PROBLEM, PRETENDED, 2, other) == planner.make_last(PROBLEM, PRETENDED, 2)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------------
@@ -130,6 +155,37 @@ def test_tensors_follow_at_once(file: Path) -> None:
             execute.forget()
             assert torch.allclose(layer(x), before[0], atol=1e-4)
             assert {p.plan.algorithm for p in execute._prepared.values() if p is not None} == {kernel}
+
+
+def test_what_is_measured_for_channels_last_tensors_is_theirs_alone(file: Path) -> None:
+    before = upconv.plan(SHAPE, SPEC.weight_shape, stride=2, padding=1)
+    plan = wisdom.tune(SPEC, SHAPE, channels_last=True, seconds=0.02)
+    assert plan.note.endswith("chosen by wisdom: measured on this processor")
+    ((what, found),) = advice.kept()[advice.processor(execute.target())].items()
+    assert what == f"{SPEC}; batch to 1; input to 16x16; float32; threads {threads.get_num_threads()}; channels last"
+    times = dict(found.seconds)
+    assert set(times) == set(able_last(execute.target()))
+    assert found.kernel == min(times, key=times.__getitem__)
+    assert (found.kernel == planner.AS_FIRST) == ("reordered and back" in plan.note)
+    assert upconv.plan(SHAPE, SPEC.weight_shape, stride=2, padding=1) == before
+
+
+def test_channels_last_tensors_follow_at_once(file: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import upconv.torch
+
+    layer = upconv.torch.ConvTranspose2d(64, 64, 4, stride=2, padding=1)
+    x = torch.randn(SHAPE).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        before = layer(x), layer(x)
+        for kernel in able_last(execute.target()):
+            teach(kernel, last=True)
+            execute.forget()
+            again = layer(x)
+            assert torch.allclose(again, before[0], atol=1e-4)
+            assert again.is_contiguous(memory_format=torch.channels_last)
+            used = {prepared.plan.algorithm for key, prepared in execute._prepared.items() if key[-1] and prepared is not None}
+            assert used == {kernel} - {planner.AS_FIRST}
 
 
 def test_any_layer_can_be_tuned(file: Path) -> None:
@@ -321,12 +377,15 @@ def test_another_process_follows(file: Path) -> None:
 def run(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert cli.main(line.split()) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err in ("", f"upconv {' '.join(line.split()[:2])} ...\n")  # which it says where compiling takes more than a second
     return out
 
 
 def test_tune_from_the_shell(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("tune", capsys) == f"{file}: 0 layers\n"
+    assert "; reordered and back; chosen by wisdom" in run("tune 1,1,6,6 -m 1 -k 3 --channels-last --seconds 0", capsys)
+    assert "; channels last" in run("tune", capsys)
+    assert run("tune --forget", capsys) == "1 layer forgotten\n"
     out = run("tune 1,8,6,6 -m 1 -k 4 -s 2 -p 1 --seconds 0", capsys)
     assert out.startswith("ConvTranspose2d 8 -> 1, kernel 4x4, stride 2x2, padding 1x1 ")
     assert "chosen by wisdom" in out

@@ -53,20 +53,23 @@ def _upwards(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def key(problem: Problem, threads: int) -> str:
-    """A problem in words. Activations do not matter, nor do sizes between two powers of two."""
+def key(problem: Problem, threads: int, last: bool = False) -> str:
+    """A problem in words, of arrays with their channels `last` or not. Activations do not matter, nor do sizes between two
+    powers of two.
+    """
     sizes = times([_upwards(n) for n in problem.input_size])
     layer = replace(problem.spec, activation=None)
-    return f"{layer}; batch to {_upwards(problem.batch)}; input to {sizes}; {problem.dtype}; threads {threads}"
+    order = "; channels last" if last else ""
+    return f"{layer}; batch to {_upwards(problem.batch)}; input to {sizes}; {problem.dtype}; threads {threads}{order}"
 
 
-def lookup(problem: Problem, target: Target | None, threads: int) -> Advice | None:
+def lookup(problem: Problem, target: Target | None, threads: int, last: bool = False) -> Advice | None:
     """What measuring has shown about a problem, or one of like sizes; None where nothing."""
     if target is None:
         return None
     place = path()
     book = {} if place is None else _known(place)
-    return book.get(processor(target), {}).get(key(problem, threads)) if book and problem.batch else None
+    return book.get(processor(target), {}).get(key(problem, threads, last)) if book and problem.batch else None
 
 
 @lru_cache(maxsize=4)

@@ -191,6 +191,11 @@ def _plan(problem: Problem, count: int) -> plans.Plan:
     return plans.make(problem, target(), count, advice.lookup(problem, target(), count), _precise)
 
 
+def _plan_last(problem: Problem, count: int) -> plans.Plan | None:
+    """The same for arrays that have their channels last; None where they are better reordered."""
+    return plans.make_last(problem, target(), count, advice.lookup(problem, target(), count, True), _precise)
+
+
 _precise = os.environ.get("UPCONV_PRECISE", "0") not in ("", "0")
 
 
@@ -245,7 +250,7 @@ def _prepare(spec: ConvSpec, shape: tuple[int, ...], dtype: str, last: bool = Fa
     if found is not key:
         return found  # type: ignore[return-value]
     problem = Problem(spec, shape[0], shape[2:], spec.output_size(shape[2:]), dtype)
-    plan = plans.make_last(problem, target(), key[3], _precise) if last else _plan(problem, key[3])
+    plan = _plan_last(problem, key[3]) if last else _plan(problem, key[3])
     jit.debug("spec", lambda: repr(problem))
     jit.debug("plan", lambda: str(plan))
     prepared = None if plan is None or plan.module is None else Prepared(plan)

@@ -5,6 +5,7 @@ A plan touches no array and compiles nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -31,6 +32,9 @@ LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last)
 REORDERED, REORDERING = 5e9, 20e-6
 """Bytes a second and thread, read and written, of reordering between channels-first and channels-last; and the seconds that the
 two calls more take. Measured."""
+
+AS_FIRST = "reordered"
+"""What advice calls it to reorder such arrays and run the channels-first plan."""
 
 ALONE = 25e-6
 """Estimated seconds on all threads up to which one thread runs a call. The first call after a pause waits 0.04 to 0.11 ms until
@@ -125,25 +129,32 @@ def _offers(
 
 
 @lru_cache(maxsize=4096)
-def make_last(problem: Problem, target: Target | None, threads: int, precise: bool = False) -> Plan | None:
-    """The plan for arrays that have their channels last, or None where it is better to reorder them."""
+def make_last(
+    problem: Problem, target: Target | None, threads: int, advice: Advice | None = None, precise: bool = False
+) -> Plan | None:
+    """The plan for arrays that have their channels last, or None where it is better to reorder them.
+
+    `advice` overrules the estimates as in `make`, or where it says AS_FIRST.
+    """
     if target is None or problem.batch == 0:
         return None
     offers, rejected = _offers(problem, target, threads, precise, LAST)
-    if not offers:
+    if not offers or (advice is not None and advice.kernel == AS_FIRST):
         return None
-    (cost, kernel, how), *slower = sorted(offers, key=lambda offer: offer[0])
+    advice = _of_use(advice, offers)
     firsts, refused = _offers(problem, target, threads, precise)
     moved = 2 * (prod(problem.input_shape) + prod(problem.output_shape)) * problem.itemsize
     reordering = moved / REORDERED / threads + REORDERING
-    if any(other + reordering < cost for other, _, _ in firsts):
+    best = min(offers, key=_by(advice))[0]
+    if advice is None and any(other + reordering < best for other, _, _ in firsts):
         return None
+    measured = None if advice is None else advice.against(AS_FIRST)
     rejected += refused
-    rejected += [(k.NAME, f"{other / cost:.1f}x the estimated time") for other, k, _ in slower]
-    rejected += [(k.NAME, f"{(other + reordering) / cost:.1f}x the estimated time, reordering included") for other, k, _ in firsts]
-    used = 1 if cost < ALONE else min(threads, kernel.tasks(problem, how))
-    name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
-    return Plan(problem, target, used, kernel.NAME, name, note, how, tuple(rejected))
+    rejected += [
+        (k.NAME, f"{measured or f'{(other + reordering) / best:.1f}x the estimated time'}, reordering included")
+        for other, k, _ in firsts
+    ]
+    return _chosen(problem, target, threads, offers, rejected, advice)
 
 
 @lru_cache(maxsize=4096)
@@ -162,11 +173,25 @@ def make(problem: Problem, target: Target | None, threads: int, advice: Advice |
     if not offers:
         note = "no compiled kernel takes this problem"
         return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))
-    if advice is not None and all(advice.kernel != k.NAME for _, k, _ in offers):
-        advice = None
-    offers.sort(key=lambda offer: (advice is not None and advice.kernel != offer[1].NAME, offer[0]))
-    best, kernel, how = offers[0]
-    for cost, k, _ in offers[1:]:
+    return _chosen(problem, target, threads, offers, rejected, _of_use(advice, offers))
+
+
+def _of_use(advice: Advice | None, offers: list[Offer]) -> Advice | None:
+    """The advice, unless it names a kernel that offers nothing."""
+    return advice if advice is not None and any(advice.kernel == k.NAME for _, k, _ in offers) else None
+
+
+def _by(advice: Advice | None) -> Callable[[Offer], tuple[bool, float]]:
+    """The order of offers: the advised kernel, then the least time."""
+    return lambda offer: (advice is not None and advice.kernel != offer[1].NAME, offer[0])
+
+
+def _chosen(
+    problem: Problem, target: Target, threads: int, offers: list[Offer], rejected: list[tuple[str, str]], advice: Advice | None
+) -> Plan:
+    """The plan of the first offer, and why not the others."""
+    (best, kernel, how), *others = sorted(offers, key=_by(advice))
+    for cost, k, _ in others:
         measured = None if advice is None else advice.against(k.NAME)
         rejected.append((k.NAME, measured or f"{cost / best:.1f}x the estimated time"))
     few = best < ALONE if advice is None else advice.threads == 1

@@ -6,20 +6,24 @@
 chosen by wisdom: measured on this processor
 
 What is learnt stays in a readable JSON file (UPCONV_WISDOM, or one in the user's data folder; "off" for none), by processor,
-layer, sizes (up to the next power of two), dtype and number of threads. Nothing is measured unless it is asked for.
+layer, sizes (up to the next power of two), dtype, number of threads and memory order. Nothing is measured unless it is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from upconv import advice, execute, planner
+from upconv import advice, execute, execute_reorder, planner
 from upconv.artifacts.layers import spec_of
 from upconv.bench.timing import race
+from upconv.codegen import memory
+from upconv.codegen.target import Target
 from upconv.codegen.threads import get_num_threads
 from upconv.planner import Advice, Plan
 from upconv.spec import Problem, SpecError, integer
@@ -31,7 +35,15 @@ FEW = 2e8
 """Flops up to which one thread may beat several: waking them costs some ten microseconds."""
 
 
-def tune(layer: Any, input_shape: Sequence[int], *, dtype: str = "float32", seconds: float = 0.5, keep: bool = True) -> Plan:
+def tune(
+    layer: Any,
+    input_shape: Sequence[int],
+    *,
+    dtype: str = "float32",
+    channels_last: bool = False,
+    seconds: float = 0.5,
+    keep: bool = True,
+) -> Plan:
     """Measure the kernels that can run `layer` on an input of this shape; the plan that follows from it.
 
     >>> from upconv import nn
@@ -39,24 +51,31 @@ def tune(layer: Any, input_shape: Sequence[int], *, dtype: str = "float32", seco
     (1, 4, 30)
 
     `layer` is a ConvSpec, or a layer of upconv.nn, torch.nn or upconv.torch; `input_shape` is (N, C, *spatial) or
-    (C, *spatial). Takes about `seconds`, and compiles what it measures. With `keep` the user's file learns it, and every
-    later call of such a layer follows, in this process too. Measured with as many threads as calls take now
-    (`set_num_threads`). Raises SpecError for a shape that does not fit, where no kernel runs the layer, and where the file
-    in the place of the user's is another; TypeError for something that is no layer.
+    (C, *spatial). With `channels_last` calls on tensors in that memory format are measured, and follow: the kernels for such
+    arrays, and the channels-first plan with its input and output reordered. Takes about `seconds`, and compiles what it
+    measures. With `keep` the user's file learns it, and every later call of such a layer follows, in this process too.
+    Measured with as many threads as calls take now (`set_num_threads`). Raises SpecError for a shape that does not fit, where
+    no kernel runs the layer, and where the file in the place of the user's is another; TypeError for something that is no layer.
     """
     problem, count = _problem(layer, input_shape, dtype), get_num_threads()
     if keep:
         advice.kept()  # whatever is wrong with the file is said before the work
-    found = _measured(problem, seconds)
+    found = _raced(_calls_last(problem) if channels_last else _calls(problem), problem, seconds)
     best, threads = min(found, key=found.__getitem__)
     fastest = {name: min(t for (n, _), t in found.items() if n == name) for name, _ in found}
     learnt = Advice(best, threads, tuple(fastest.items()))
     if keep:
         target = execute.target()
         assert target is not None
-        advice.keep({advice.processor(target): {advice.key(problem, count): learnt}})
+        advice.keep({advice.processor(target): {advice.key(problem, count, channels_last): learnt}})
         execute.forget()
-    return planner.make(problem, execute.target(), count, learnt)
+    if not channels_last:
+        return planner.make(problem, execute.target(), count, learnt)
+    plan = planner.make_last(problem, execute.target(), count, learnt)
+    if plan is None:
+        plan = planner.make(problem, execute.target(), count)
+        plan = replace(plan, note=f"{plan.note}; reordered and back; chosen by wisdom: measured on this processor")
+    return plan
 
 
 def export(file: str | Path) -> int:
@@ -113,22 +132,12 @@ def _problem(layer: Any, input_shape: Sequence[int], dtype: str) -> Problem:
     return execute._core(Problem(spec, shape[0], size, spec.output_size(size), dtype))[0]
 
 
-def _measured(problem: Problem, seconds: float) -> dict[tuple[str, int], float]:
-    """Seconds of each (kernel, threads) that can run the problem."""
-    target, count = execute.target(), get_num_threads()
-    if target is None:
-        raise SpecError("no code can be made on this machine, so there is nothing to choose from: pip install llvmlite")
-    rng = np.random.default_rng(0)
-    x, weight = (rng.standard_normal(s).astype(problem.dtype) for s in (problem.input_shape, problem.spec.weight_shape))
-    weight.flags.writeable = False
-    y = np.empty(problem.output_shape, problem.dtype)
-    calls: dict[tuple[str, int], Callable[[], None]] = {}
-    for kernel in planner.CANDIDATES:
-        if kernel.rejects(problem, target):
-            continue
-        for threads in (1, count) if problem.flops < FEW else (count,):
-            plan = planner.make(problem, target, count, Advice(kernel.NAME, threads, ((kernel.NAME, 1.0),)))
-            calls.setdefault((plan.algorithm, plan.threads), _call(execute.Prepared(plan), x, weight, y))
+Calls = dict[tuple[str, int], Callable[[], object]]
+"""What runs the problem: (kernel, threads) -> a call."""
+
+
+def _raced(calls: Calls, problem: Problem, seconds: float) -> dict[tuple[str, int], float]:
+    """Seconds of each call."""
     if not calls:
         raise SpecError(f"no compiled kernel takes {problem.spec}, so there is nothing to choose from")
     names = {f"{name} {threads}": (name, threads) for name, threads in calls}
@@ -136,6 +145,69 @@ def _measured(problem: Problem, seconds: float) -> dict[tuple[str, int], float]:
     return {which: raced[name].median for name, which in names.items()}
 
 
-def _call(prepared: execute.Prepared, *operands: Any) -> Callable[[], None]:
+def _calls(problem: Problem) -> Calls:
+    """Every kernel that can run the problem."""
+    target, count = _target(), get_num_threads()
+    operands, calls = _operands(problem), Calls()
+    for kernel in planner.CANDIDATES:
+        if kernel.rejects(problem, target):
+            continue
+        for threads in _threads(problem, count):
+            plan = planner.make(problem, target, count, Advice(kernel.NAME, threads, ((kernel.NAME, 1.0),)))
+            calls.setdefault((plan.algorithm, plan.threads), _call(execute.Prepared(plan), *operands))
+    return calls
+
+
+def _calls_last(problem: Problem) -> Calls:
+    """Every kernel that can run it for arrays with their channels last, and the channels-first plan with both reordered."""
+    target, count = _target(), get_num_threads()
+    x, weight, y = _operands(problem)
+    calls = Calls()
+    for kernel in planner.LAST:
+        if kernel.rejects(problem, target):
+            continue
+        for threads in _threads(problem, count):
+            plan = planner.make_last(problem, target, count, Advice(kernel.NAME, threads, ((kernel.NAME, 1.0),)))
+            assert plan is not None
+            calls.setdefault((plan.algorithm, plan.threads), _call(execute.Prepared(plan), x, weight, y))
+    plan = execute._plan(problem, count)
+    if plan.module is not None:
+        calls[planner.AS_FIRST, plan.threads] = _reordered(execute.Prepared(plan), x, weight, y)
+    return calls
+
+
+def _target() -> Target:
+    target = execute.target()
+    if target is None:
+        raise SpecError("no code can be made on this machine, so there is nothing to choose from: pip install llvmlite")
+    return target
+
+
+def _threads(problem: Problem, count: int) -> tuple[int, ...]:
+    return (1, count) if problem.flops < FEW else (count,)
+
+
+def _operands(problem: Problem) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """(x, weight, y) with room for either order."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(s).astype(problem.dtype) for s in (problem.input_shape, problem.spec.weight_shape))
+    weight.flags.writeable = False
+    return x, weight, np.empty(problem.output_shape, problem.dtype)
+
+
+def _call(prepared: execute.Prepared, *operands: Any) -> Callable[[], object]:
     x, weight, y = operands
     return lambda: prepared(x, weight, None, y)
+
+
+def _reordered(prepared: execute.Prepared, *operands: Any) -> Callable[[], object]:
+    """A call as `upconv.torch` makes it for a tensor that is reordered."""
+    (x, weight, y), target = operands, execute.target()
+
+    def call() -> object:
+        first = execute_reorder.reordered(memory.address(x), x.shape, x.dtype, False, target)
+        assert first is not None
+        prepared(first, weight, None, y)
+        return execute_reorder.reordered(memory.address(y), y.shape, y.dtype, True, target)
+
+    return call

@@ -47,6 +47,7 @@ def tune(
     dilation: options.Dilation = "1",
     output_size: options.OutputSize = None,
     dtype: Annotated[str, typer.Option("--dtype", metavar="NAME", help="float32 or float64")] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Measure, and choose, for channels-last tensors")] = False,
     conv: options.Conv = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="By default as many as calls take")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, metavar="S", help="About how long to measure")] = 1.0,
@@ -56,11 +57,14 @@ def tune(
 ) -> None:
     """Measure the kernels that can run a layer; from then on its plans follow the fastest.
 
-    What is learnt is kept by processor, layer, sizes, dtype and threads in a readable file. Without arguments: print it.
+    What is learnt is kept by processor, layer, sizes, dtype, threads and memory order in a readable file. Without
+    arguments: print it.
 
     **Examples**
 
     `upconv tune 1,256,32,24 -m 256 -k 4 -s 2 -p 1`
+
+    `upconv tune 1,64,320,320 -m 1 -k 2 -s 2 --channels-last` for tensors in that memory format
 
     `upconv tune` prints what is kept; `upconv tune --forget` empties it
 
@@ -100,5 +104,5 @@ def tune(
     if threads is not None:
         set_num_threads(threads)
     with working(f"upconv tune {input_shape}"):
-        plan = wisdom.tune(problem.spec, problem.input_shape, dtype=dtype, seconds=seconds)
+        plan = wisdom.tune(problem.spec, problem.input_shape, dtype=dtype, channels_last=channels_last, seconds=seconds)
     return typer.echo(str(plan))
