@@ -198,6 +198,23 @@ def test_few_output_channels_share_what_their_phases_read() -> None:
     assert not direct.blocking(runs.make(out_channels=48, **layer), target, 1).shared
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        dict(size=(149, 149), in_channels=1024, out_channels=1, kernel_size=3, padding=1),
+        dict(size=(50, 50), in_channels=512, out_channels=3, kernel_size=3, stride=2, padding=1, output_padding=1, batch=16),
+        dict(size=(70, 107), in_channels=96, out_channels=1, kernel_size=3, padding=1, batch=8),
+    ],
+    ids=str,
+)
+def test_the_band_of_many_channels_is_cut_by_channels_so_that_blocks_copy_little_twice(layer: dict[str, Any]) -> None:
+    problem = runs.make(**layer)
+    how = direct_blocks.blocking(problem, runs.target_of(LEVELS[0]), 2)
+    assert not how.panels
+    assert how.left + how.right < 0.25 * how.block
+    assert how.channels_a_pack < layer["in_channels"]
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])

@@ -21,6 +21,7 @@ from upconv.kernels.direct_way import (
     distinct_reads,
     in_parts,
     lines,
+    more_cycles,
     pack_channels,
     phase_groups,
     reads_x,
@@ -138,9 +139,11 @@ def _channels_a_pack(problem: Problem, target: Target, tile: Tile, way: Way) -> 
         return pack_channels(tile, target, channels_in, shape_groups(shape, way.shared))
     if way.chunk < spec.out_channels // spec.groups:
         return channels_in  # parts would be packed anew for every chunk
-    halo = sum(_reach(phase_groups(shape, way.shared))) * shape.planes * problem.itemsize
+    groups_ = phase_groups(shape, way.shared)
+    halo, column = sum(_reach(groups_)), shape.planes * problem.itemsize
+    more = sum(_tile_blocks(tile, way.chunk, groups_)) * more_cycles(tile) / tile.width
     most = scattered_channels(tile, target) if scatters(problem, tile) else channels_in
-    return min(band_channels(channels_in, halo, target), in_parts(channels_in, most))
+    return min(band_channels(channels_in, halo, column, more, target), in_parts(channels_in, most))
 
 
 def _cut(problem: Problem, target: Target, threads: int, tile: Tile, way: Way, channels_a_pack: int, in_place: bool) -> Cut:

@@ -269,13 +269,28 @@ def reads_x(problem: Problem, target: Target, tile: Tile, cropped: bool) -> bool
     return _is_linear(band(problem, cropped)) and _passes(problem, tile) <= most
 
 
-def band_channels(channels: int, halo_bytes: int, target: Target) -> int:
-    """Channels of the band at a time, so that the rows which taps reach over leave room in the second-level cache for more.
+BAND = 0.45
+"""Of the second-level cache, for a block's panels or band."""
+READ_AGAIN = 0.8
+"""Cycles that an element takes which is copied to the band once more, for the next block's taps."""
+BLOCK = 4096
+"""Columns of a block at most."""
 
-    Measured: all 56 channels of 960 columns and 9 rows come from the third-level cache; 10 at a time halve the time, 8 take 0.92
-    of that, for a tile takes four at once.
+
+def band_channels(channels: int, halo: int, column_bytes: int, more: float, target: Target) -> int:
+    """Channels of the band at a time: few leave room for long blocks, many interrupt the sums less.
+
+    `halo` columns of `column_bytes` a channel are copied again for every block; each part's sums cost `more` cycles a column to
+    go on with. Measured: 1024 -> 1 k3 on 149 x 149, 128 channels at a time in blocks of 192, where the halo has 302, 25 ms.
     """
-    return in_parts(channels, int(target.l2 * 0.3 / max(halo_bytes, 1)))
+    best = (inf, channels)
+    for parts in [n * k for n in (1 << i for i in range(channels.bit_length())) for k in (2, 3)]:
+        size = in_parts(channels, ceil(channels / (parts // 2)))
+        block = min(target.l2 * BAND / (size * column_bytes) - halo, BLOCK)
+        if block > 0:
+            again = channels * READ_AGAIN * halo * column_bytes / SIZES["float"] / block
+            best = min(best, (again + ceil(channels / size) * more, size))
+    return best[1] if best[0] < inf else min(channels, microkernel.together(1))
 
 
 def scattered_channels(tile: Tile, target: Target) -> int:
@@ -307,7 +322,7 @@ def choose_cut(
 
     `right_row` and `scratch_row` are the bytes that one column needs in the panels (or the band) and in the scratch block.
     """
-    most = min(target.l2 * 0.45 / max(right_row, 1) - halo, target.l2 * 0.4 / max(scratch_row, 1), 4096)
+    most = min(target.l2 * BAND / max(right_row, 1) - halo, target.l2 * 0.4 / max(scratch_row, 1), BLOCK)
     most = max(2 * tile.width, int(most) // tile.width * tile.width, halo // 2)
     pieces = max(1, ceil(length / most))
     if pieces * groups < 4 * threads:  # even out the threads' shares, in blocks that are worth their halo

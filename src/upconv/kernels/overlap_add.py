@@ -31,6 +31,10 @@ MOST_POSITIONS = 4096
 LISTED = 20.0
 """Cycles of finding which lanes of a vector of positions a tap meets, once for all channels of a chunk. Measured."""
 
+AWAY = 1.0
+"""How many times x's own copying is what tiles take longer where a block's inputs have left the second-level cache: a line here
+and a line there is read of them. Measured: 0 to 4 for 320 to 768 channels."""
+
 SLOTS = overlap_add_code.SLOTS
 
 
@@ -267,10 +271,11 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     rows = vectors * spec.out_channels
     fold = rows * taps * 2.0 + rows * prod(spec.stride) * 5.0 + vectors * taps * how.chunks * spec.groups * LISTED
     stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
-    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
+    moved = float(prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache
         streamed += how.block_count * how.chunks * spec.groups * how.x_bytes
+        moved += AWAY * prod(problem.input_shape) * problem.itemsize
     return register_tile.seconds(
         target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), gemm, fold + stored, moved, streamed
     )
