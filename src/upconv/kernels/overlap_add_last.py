@@ -73,13 +73,19 @@ class Blocking:
     met: int
 
     @property
-    def pitch(self) -> int:
-        """Elements of a patch: whole vectors."""
+    def lanes(self) -> int:
+        """Of a patch: whole vectors."""
         return round_up(self.patch, self.tile.lanes)
 
     @property
+    def pitch(self) -> int:
+        """Elements from patch to patch: a line more where many would meet in the same sets of the caches."""
+        line = LINE // SIZES[self.tile.element]
+        return self.lanes + line * (self.lanes % (8 * line) == 0)
+
+    @property
     def wide(self) -> int:
-        return (self.pitch // self.tile.lanes) // (self.tile.rows // self.tile.lanes)
+        return (self.lanes // self.tile.lanes) // (self.tile.rows // self.tile.lanes)
 
     @property
     def room(self) -> int:
@@ -280,7 +286,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     """[tile of rows][input channel][row]; a row is a (tap, output channel) pair, taps reversed for a convolution."""
     spec, rows, taps = problem.spec, how.tile.rows, prod(problem.spec.kernel_size)
     step, channel_step, group_step = weights.strides(spec)
-    pair = np.arange(ceil(how.pitch / rows) * rows)
+    pair = np.arange(ceil(how.lanes / rows) * rows)
     tap, channel = pair // spec.out_channels, pair % spec.out_channels
     place = channel * step + (tap if spec.transposed else taps - 1 - tap)
     offsets = np.where(pair < how.patch, place, -1).reshape(-1, 1, 1, 1, rows)
@@ -312,7 +318,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "least_d": dims[0].least, "least_h": dims[1].least, "most_d": dims[0].most, "most_h": dims[1].most,
         "channels": spec.in_channels, "channels_out": spec.out_channels, "crop_w": crop, "reach": reach, "whole": whole,
         "tail": rest * spec.out_channels, "cut": max(len(taps) for taps in rows) * whole, "wide": how.wide,
-        "narrow": int(how.pitch > how.wide * how.tile.rows), "pitch": how.pitch, "vectors": how.vectors, "room": how.room,
+        "narrow": int(how.lanes > how.wide * how.tile.rows), "pitch": how.pitch, "vectors": how.vectors, "room": how.room,
         "rows": how.rows, "ring": how.ring, "spare": how.cells, "table_bytes": how.table_bytes,
         "row_bytes": how.row_bytes, "bias_bytes": how.bias_bytes, "met_bytes": how.met_bytes,
         "workspace_bytes": how.workspace_bytes,
@@ -364,7 +370,7 @@ def tasks(problem: Problem, how: Blocking) -> int:
 
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds, the unused lanes and what two blocks compute included."""
-    return _inputs(problem, how.block) * how.pitch * problem.spec.in_channels
+    return _inputs(problem, how.block) * how.lanes * problem.spec.in_channels
 
 
 END, ADDED, LISTED = 70.0, 5.0, 60.0
@@ -378,7 +384,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     d, h, w = axes(problem)
     inputs, count = _inputs(problem, how.block), tasks(problem, how)
     tiles = ceil(inputs / count / tile.turned) * count
-    narrow = how.pitch > how.wide * tile.rows
+    narrow = how.lanes > how.wide * tile.rows
     step = how.wide * register_tile.step_cycles(tile) + narrow * NARROW
     gemm = tiles * (spec.in_channels * step + (how.wide + narrow) * END)
     rows = problem.batch * d.out_size * h.out_size * ceil(w.positions / how.block[3])
@@ -386,7 +392,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     added = ceil(how.block[3] / TOGETHER) * how.vectors * (met * ADDED + 2 * TOGETHER)
     copied = how.block[3] * w.step * spec.out_channels / tile.lanes
     moved = (inputs * spec.in_channels + prod(problem.output_shape)) * problem.itemsize
-    weight = how.pitch * spec.in_channels * problem.itemsize
+    weight = how.lanes * spec.in_channels * problem.itemsize
     streamed = UNASKED * tiles * weight * (weight > target.l2 / 2)
     share = jobs.busiest_share([(count, 1.0)], threads)
     return register_tile.seconds(target, share, gemm, rows * (added + copied + met * 8 + LISTED), moved, streamed)
@@ -403,5 +409,5 @@ def describe(problem: Problem, how: Blocking) -> str:
     images, *sizes = how.block
     shape = " x ".join(str(n) for n in (images, *sizes[3 - problem.spec.rank :]))
     walked = f", {how.rows} rows at a time" if how.rows < how.block[2] else ""
-    patches = f"patches of {prod(problem.spec.kernel_size)} taps in {how.patch} of {how.pitch} lanes"
+    patches = f"patches of {prod(problem.spec.kernel_size)} taps in {how.patch} of {how.lanes} lanes"
     return f"channels last, {patches}, blocks of {shape} positions{walked}"
