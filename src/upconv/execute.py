@@ -95,13 +95,15 @@ class Prepared:
         self._kept = (weakref.ref(weight), packed)
         return packed
 
-    def packed_at(self, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False) -> NDArray[Any]:
+    def packed_at(
+        self, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False, version: int | None = None
+    ) -> NDArray[Any]:
         """The packed form of the weight of `size` bytes that now stands at an address, which `weight` makes an array of.
 
-        The same bytes are another weight where they hold its channels `last`.
+        The same bytes are another weight where they hold its channels `last`. For its `version` see `packed_content`.
         """
-        if last:
-            return packed_content(self, address, size, weight, True)
+        if last or version is not None:
+            return packed_content(self, address, size, weight, last, version)
         seen = self._seen
         if seen[0] == address and seen[1] == size and seen[2].raw == seen[3]:
             return seen[4]
@@ -312,15 +314,23 @@ class Ready:
         return y
 
     def at(
-        self, x: int, weight: int, size: int, array: Callable[[], NDArray[Any]], bias: int | None, last: bool = False
+        self,
+        x: int,
+        weight: int,
+        size: int,
+        array: Callable[[], NDArray[Any]],
+        bias: int | None,
+        last: bool = False,
+        version: int | None = None,
     ) -> NDArray[Any]:
         """The same for memory at addresses: `size` is the weight's in bytes, `array` makes it an array if need be.
 
-        Where the weight's memory holds its channels `last`, it has to be told apart from one that does not.
+        Where the weight's memory holds its channels `last`, it has to be told apart from one that does not. With a `version`
+        of it not all of its content is compared.
         """
         y = self._empty(self.shape, self.dtype)
         prepared = self._prepared
-        prepared.run(x, prepared.packed_at(weight, size, array, last), bias, y)
+        prepared.run(x, prepared.packed_at(weight, size, array, last, version), bias, y)
         return y
 
     @property

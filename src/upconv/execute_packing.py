@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
+from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
 from upconv.kernels import weights
-from upconv.kernels.fingerprint import fingerprint
+from upconv.kernels.fingerprint import SAMPLES, fingerprint, samples
 
 PACKED_BYTES = 1 << 30
 """Packed weights kept at most, the least recently used given up first."""
@@ -33,7 +34,36 @@ class Prepared(Protocol):
         """What packs its weights."""
 
 
-_packed: OrderedDict[Any, tuple[Any, NDArray[Any]]] = OrderedDict()
+class _Kept:
+    """A packed weight, and what tells that it is still its parameter's: a weak reference, or a fingerprint of the content.
+
+    With a `version` that counts the parameter's changes only a sample of the content is compared, another one at each call, for
+    what the version may have missed.
+    """
+
+    __slots__ = ("_samples", "_turn", "_version", "packed", "state")
+
+    def __init__(self, state: Any, packed: NDArray[Any]):
+        self.state, self.packed = state, packed
+        self._version: int | None = None
+        self._samples: tuple[int, ...] = ()
+        self._turn = 0
+
+    def compared(self, address: int, size: int, version: int, target: Target) -> None:
+        """The whole content has just been found the same, at this version."""
+        self._samples = samples(address, size, target)
+        self._version = version
+
+    def unchanged(self, address: int, size: int, version: int, target: Target) -> bool:
+        """Whether a second look can be spared."""
+        if version != self._version:
+            return False
+        turn = self._turn
+        self._turn = (turn + 1) % SAMPLES
+        return samples(address, size, target, turn, 1)[0] == self._samples[turn]
+
+
+_packed: OrderedDict[Any, _Kept] = OrderedDict()
 _packed_lock = threading.Lock()
 
 
@@ -66,29 +96,41 @@ def packed_weight(prepared: Prepared, weight: NDArray[Any]) -> NDArray[Any]:
         return packed_content(prepared, memory.address(weight), weight.nbytes, lambda: weight)
     key = (memory.address(weight), weight.shape, prepared.packing)
     kept = _packed.get(key)
-    if kept is not None and isinstance(kept[0], weakref.ref) and kept[0]() is weight:
-        return kept[1]
+    if kept is not None and isinstance(kept.state, weakref.ref) and kept.state() is weight:
+        return kept.packed
     return _pack(prepared, key, weakref.ref(weight), weight)
 
 
 def packed_content(
-    prepared: Prepared, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False
+    prepared: Prepared,
+    address: int,
+    size: int,
+    weight: Callable[[], NDArray[Any]],
+    last: bool = False,
+    version: int | None = None,
 ) -> NDArray[Any]:
-    """The packed form of the weight that now stands at an address; `weight` makes the array where it is needed."""
-    key = (address, size, prepared.packing, last)
-    state = fingerprint(address, size, prepared.plan.target)
+    """The packed form of the weight that now stands at an address; `weight` makes the array where it is needed.
+
+    A `version` is another number whenever the weight has been changed, as far as whoever keeps it knows.
+    """
+    key, target = (address, size, prepared.packing, last), prepared.plan.target
     kept = _packed.get(key)
-    if kept is not None and kept[0] == state:
-        return kept[1]
-    return _pack(prepared, key, state, weight())
+    if kept is not None and version is not None and kept.unchanged(address, size, version, target):
+        return kept.packed
+    state = fingerprint(address, size, target)
+    if kept is None or kept.state != state:
+        return _pack(prepared, key, state, weight())
+    if version is not None:
+        kept.compared(address, size, version, target)
+    return kept.packed
 
 
 def _pack(prepared: Prepared, key: Any, state: Any, weight: NDArray[Any]) -> NDArray[Any]:
     packed = prepared.packer(weight)
     with _packed_lock:
-        _packed[key] = (state, packed)
+        _packed[key] = _Kept(state, packed)
         _packed.move_to_end(key)
-        while sum(p.nbytes for _, p in _packed.values()) > PACKED_BYTES and len(_packed) > 1:
+        while sum(kept.packed.nbytes for kept in _packed.values()) > PACKED_BYTES and len(_packed) > 1:
             _packed.popitem(last=False)
     return packed
 

@@ -97,13 +97,22 @@ def _last(t: Tensor) -> bool | None:
     return True if layout_of(t) is not torch.contiguous_format else None
 
 
+LARGE = 1 << 20
+"""Bytes of a weight beyond which torch's count of its changes is trusted, but for a sample of the content at each call."""
+
+
+def version_of(weight: Tensor) -> int | None:
+    """Torch's count of the changes of a large weight; None where all of it is to be compared."""
+    return None if weight.nbytes <= LARGE or weight.is_inference() else weight._version
+
+
 def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """The result by a kernel that was found before, or None where a tensor is not dense."""
     x_last, weight_last = _last(x), _last(weight)
     if x_last is None or weight_last is None or (bias is not None and not bias.is_contiguous()):
         return None
     at_bias = None if bias is None else bias.data_ptr()
-    place = (weight.data_ptr(), weight.nbytes, lambda: array(weight), at_bias, weight_last)
+    place = (weight.data_ptr(), weight.nbytes, lambda: array(weight), at_bias, weight_last, version_of(weight))
     if not (x_last or weight_last):
         return torch.from_numpy(known.at(x.data_ptr(), *place))
     if x.dim() != weight.dim():
