@@ -12,7 +12,7 @@ from upconv.codegen import target as targets
 from upconv.kernels import weights
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.NAME)
+@pytest.mark.parametrize("kernel", [*KERNELS, *planner.LAST], ids=lambda k: k.NAME)
 @settings(max_examples=25)
 @given(problem=problems())
 def test_emitted_packing_is_the_tables(kernel, problem):
