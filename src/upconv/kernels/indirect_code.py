@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Carry, Function, Value, module, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Value, module, vector
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -127,7 +127,8 @@ def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
         with f.loop(0, taps, name="tap", carry=over_taps) as tap:
             sources = [f.load_pointer(row[tap * many + j], element)[x_at] for j in range(many)]
             *sums, left = over_taps.values
-            sums, left = microkernel.rows_times_scalars(f, type_, sums, left, tile.rows, vectors, sources, channels)
+            ask = left[microkernel.AHEAD // SIZES[element]] if tile.asks else None
+            sums, left = microkernel.rows_times_scalars(f, type_, sums, left, tile.rows, vectors, sources, channels, ask)
             over_taps.next = [*sums, left]
         sums = over_taps.results[:-1]
         here = width - t * many
