@@ -25,7 +25,7 @@ from upconv import planner as plans
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.launch import Where, launcher
 from upconv.codegen.target import Target, host
-from upconv.execute_packing import Packer, frozen, packed_content, packed_weight
+from upconv.execute_packing import Packer, Version, frozen, packed_content, packed_weight
 from upconv.kernels import job as jobs
 from upconv.kernels import reference
 from upconv.kernels.fingerprint import SMALL
@@ -96,7 +96,7 @@ class Prepared:
         return packed
 
     def packed_at(
-        self, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False, version: int | None = None
+        self, address: int, size: int, weight: Callable[[], NDArray[Any]], last: bool = False, version: Version | None = None
     ) -> NDArray[Any]:
         """The packed form of the weight of `size` bytes that now stands at an address, which `weight` makes an array of.
 
@@ -321,7 +321,7 @@ class Ready:
         array: Callable[[], NDArray[Any]],
         bias: int | None,
         last: bool = False,
-        version: int | None = None,
+        version: Version | None = None,
     ) -> NDArray[Any]:
         """The same for memory at addresses: `size` is the weight's in bytes, `array` makes it an array if need be.
 

@@ -34,27 +34,31 @@ class Prepared(Protocol):
         """What packs its weights."""
 
 
+Version = tuple[int, int]
+"""The number of a parameter, and how often it has been changed, as far as whoever counts knows."""
+
+
 class _Kept:
     """A packed weight, and what tells that it is still its parameter's: a weak reference, or a fingerprint of the content.
 
-    With a `version` that counts the parameter's changes only a sample of the content is compared, another one at each call, for
-    what the version may have missed.
+    While its parameter's version stays the same only a sample of the content is compared, another one at each call, for what
+    the version may have missed.
     """
 
     __slots__ = ("_samples", "_turn", "_version", "packed", "state")
 
     def __init__(self, state: Any, packed: NDArray[Any]):
         self.state, self.packed = state, packed
-        self._version: int | None = None
+        self._version: Version | None = None
         self._samples: tuple[int, ...] = ()
         self._turn = 0
 
-    def compared(self, address: int, size: int, version: int, target: Target) -> None:
+    def compared(self, address: int, size: int, version: Version, target: Target) -> None:
         """The whole content has just been found the same, at this version."""
         self._samples = samples(address, size, target)
         self._version = version
 
-    def unchanged(self, address: int, size: int, version: int, target: Target) -> bool:
+    def unchanged(self, address: int, size: int, version: Version, target: Target) -> bool:
         """Whether a second look can be spared."""
         if version != self._version:
             return False
@@ -107,11 +111,11 @@ def packed_content(
     size: int,
     weight: Callable[[], NDArray[Any]],
     last: bool = False,
-    version: int | None = None,
+    version: Version | None = None,
 ) -> NDArray[Any]:
     """The packed form of the weight that now stands at an address; `weight` makes the array where it is needed.
 
-    A `version` is another number whenever the weight has been changed, as far as whoever keeps it knows.
+    While its `version` stays the same a look at some of it is enough.
     """
     key, target = (address, size, prepared.packing, last), prepared.plan.target
     kept = _packed.get(key)

@@ -6,8 +6,10 @@ one for channels-first arrays, and the tensor is reordered on the way in and on 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import count
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from upconv import execute, execute_reorder
 from upconv.codegen.memory import address
 from upconv.codegen.threads import get_num_threads
+from upconv.execute_packing import Version
 from upconv.shapes.dual import dual
 from upconv.spec import Activation, ConvSpec
 
@@ -101,9 +104,23 @@ LARGE = 1 << 20
 """Bytes of a weight beyond which torch's count of its changes is trusted, but for a sample of the content at each call."""
 
 
-def version_of(weight: Tensor) -> int | None:
-    """Torch's count of the changes of a large weight; None where all of it is to be compared."""
-    return None if weight.nbytes <= LARGE or weight.is_inference() else weight._version
+_numbers = count()  # each is given once, whichever threads ask at once
+_numbered: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+
+def version_of(weight: Tensor) -> Version | None:
+    """What stays the same while a large weight does, as far as torch knows; None where all of it is to be compared.
+
+    Torch's count of its changes tells nothing of another tensor that comes to stand in the same memory: so each has a number too.
+    """
+    if weight.nbytes <= LARGE or weight.is_inference():
+        return None
+    key = id(weight)
+    known = _numbered.get(key)
+    if known is None or known[0]() is not weight:
+        known = weakref.ref(weight, lambda _: _numbered.pop(key, None)), next(_numbers)
+        _numbered[key] = known
+    return known[1], weight._version
 
 
 def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:

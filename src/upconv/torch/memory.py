@@ -78,7 +78,7 @@ class Last:
     """
 
     __slots__ = (
-        "_bias", "_bias_at", "_bias_shape", "_bytes", "_counted", "_dtype", "_era", "_known", "_shape", "_threads",
+        "_bias", "_bias_at", "_bias_shape", "_bytes", "_dtype", "_era", "_known", "_number", "_shape", "_threads",
         "_weight", "_weight_at", "_weight_shape",
     )  # fmt: skip
 
@@ -86,7 +86,8 @@ class Last:
         self._known, self._era, self._threads = known, _era, asked_for()
         self._shape, self._dtype = x.shape, x.dtype
         self._weight, self._weight_shape, self._bytes, self._bias = weight, weight.shape, weight.nbytes, bias
-        self._counted = arrays.version_of(weight) is not None
+        version = arrays.version_of(weight)
+        self._number = None if version is None else version[0]
         self._weight_at, self._bias_at = weight.data_ptr(), None if bias is None else bias.data_ptr()
         self._bias_shape = None if bias is None else bias.shape
 
@@ -118,7 +119,7 @@ class Last:
             and asked_for() == self._threads
             and undisturbed(x)
         ):
-            version = weight._version if self._counted else None
+            version = None if self._number is None else (self._number, weight._version)
             y = self._known.at(x.data_ptr(), at, self._bytes, lambda: arrays.array(weight), bias_at, False, version)
             return torch.from_numpy(y)
         return None
