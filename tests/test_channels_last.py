@@ -18,7 +18,7 @@ import upconv
 from fences import Fenced
 from upconv import planner
 from upconv.codegen import target as targets
-from upconv.kernels import indirect, overlap_add_last, winograd_last
+from upconv.kernels import indirect, overlap_add_last, overlap_add_last_blocks, winograd_last
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -148,7 +148,7 @@ def test_patches_stay_within_their_buffers_in_blocks_of_any_size(layer: dict[str
 
 
 def test_patches_are_bounded_and_blocks_cut_no_more_than_they_must() -> None:
-    size, half = targets.host().l2, overlap_add_last.PATCHES
+    size, half = targets.host().l2, overlap_add_last_blocks.PATCHES
     for shape, out in (((320, 320), 1), ((128, 128), 3), ((270, 480), 5)):
         problem = runs.make(size=shape, in_channels=64, out_channels=out, kernel_size=4, stride=2, padding=1)
         how = overlap_add_last.blocking(problem, targets.host(), 2)
@@ -160,12 +160,12 @@ def test_patches_are_bounded_and_blocks_cut_no_more_than_they_must() -> None:
 @contextmanager
 def blocks_of(patches: float) -> Iterator[None]:
     """Blocks whose patches take this part of the second-level cache."""
-    before, overlap_add_last.PATCHES = overlap_add_last.PATCHES, patches
+    before, overlap_add_last_blocks.PATCHES = overlap_add_last_blocks.PATCHES, patches
     overlap_add_last.blocking.cache_clear()
     try:
         yield
     finally:
-        overlap_add_last.PATCHES = before
+        overlap_add_last_blocks.PATCHES = before
         overlap_add_last.blocking.cache_clear()
 
 
