@@ -134,6 +134,7 @@ def _problem(layer: Any, input_shape: Sequence[int], dtype: str) -> Problem:
 
 Calls = dict[tuple[str, int], Callable[[], object]]
 """What runs the problem: (kernel, threads) -> a call."""
+Operands = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def _raced(calls: Calls, problem: Problem, seconds: float) -> dict[tuple[str, int], float]:
@@ -147,32 +148,29 @@ def _raced(calls: Calls, problem: Problem, seconds: float) -> dict[tuple[str, in
 
 def _calls(problem: Problem) -> Calls:
     """Every kernel that can run the problem."""
-    target, count = _target(), get_num_threads()
-    operands, calls = _operands(problem), Calls()
-    for kernel in planner.CANDIDATES:
-        if kernel.rejects(problem, target):
-            continue
-        for threads in _threads(problem, count):
-            plan = planner.make(problem, target, count, Advice(kernel.NAME, threads, ((kernel.NAME, 1.0),)))
-            calls.setdefault((plan.algorithm, plan.threads), _call(execute.Prepared(plan), *operands))
-    return calls
+    return _kernels(problem, _operands(problem), planner.CANDIDATES, planner.make)
 
 
 def _calls_last(problem: Problem) -> Calls:
     """Every kernel that can run it for arrays with their channels last, and the channels-first plan with both reordered."""
-    target, count = _target(), get_num_threads()
-    x, weight, y = _operands(problem)
-    calls = Calls()
-    for kernel in planner.LAST:
+    operands = _operands(problem)
+    calls = _kernels(problem, operands, planner.LAST, planner.make_last)
+    plan = execute._plan(problem, get_num_threads())
+    if plan.module is not None:
+        calls[planner.AS_FIRST, plan.threads] = _reordered(execute.Prepared(plan), *operands)
+    return calls
+
+
+def _kernels(problem: Problem, operands: Operands, kernels: Sequence[Any], make: Callable[..., Plan | None]) -> Calls:
+    """Those of the kernels that can run the problem, by the plans that `make` makes for them."""
+    target, count, calls = _target(), get_num_threads(), Calls()
+    for kernel in kernels:
         if kernel.rejects(problem, target):
             continue
         for threads in _threads(problem, count):
-            plan = planner.make_last(problem, target, count, Advice(kernel.NAME, threads, ((kernel.NAME, 1.0),)))
+            plan = make(problem, target, count, Advice(kernel.NAME, threads, ((kernel.NAME, 1.0),)))
             assert plan is not None
-            calls.setdefault((plan.algorithm, plan.threads), _call(execute.Prepared(plan), x, weight, y))
-    plan = execute._plan(problem, count)
-    if plan.module is not None:
-        calls[planner.AS_FIRST, plan.threads] = _reordered(execute.Prepared(plan), x, weight, y)
+            calls.setdefault((plan.algorithm, plan.threads), _call(execute.Prepared(plan), *operands))
     return calls
 
 
@@ -187,7 +185,7 @@ def _threads(problem: Problem, count: int) -> tuple[int, ...]:
     return (1, count) if problem.flops < FEW else (count,)
 
 
-def _operands(problem: Problem) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _operands(problem: Problem) -> Operands:
     """(x, weight, y) with room for either order."""
     rng = np.random.default_rng(0)
     x, weight = (rng.standard_normal(s).astype(problem.dtype) for s in (problem.input_shape, problem.spec.weight_shape))

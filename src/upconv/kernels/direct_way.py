@@ -284,8 +284,8 @@ def band_channels(channels: int, halo: int, column_bytes: int, more: float, targ
     go on with. Measured: 1024 -> 1 k3 on 149 x 149, 128 channels at a time in blocks of 192, where the halo has 302, 25 ms.
     """
     best = (inf, channels)
-    for parts in [n * k for n in (1 << i for i in range(channels.bit_length())) for k in (2, 3)]:
-        size = in_parts(channels, ceil(channels / (parts // 2)))
+    for parts in [n * k // 2 for n in (1 << i for i in range(channels.bit_length())) for k in (2, 3)]:
+        size = in_parts(channels, ceil(channels / parts))
         block = min(target.l2 * BAND / (size * column_bytes) - halo, BLOCK)
         if block > 0:
             again = channels * READ_AGAIN * halo * column_bytes / SIZES["float"] / block

@@ -110,7 +110,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     chunks = min((len(_chunks(problem.spec, tile, s)) for s in sets), default=1)
     shares = max(1, min(chunks, ceil(3 * threads / tasks))) if threads > 1 else 1
     weight_bytes = prod(problem.spec.weight_shape) * problem.itemsize
-    tile = replace(tile, asks=block <= FEW and weight_bytes > register_tile.NEAR * target.l2)
+    tile = replace(tile, asks=block <= FEW and register_tile.far(weight_bytes, target))
     taps = max((len(s.reads) for s in sets), default=0)
     return Blocking(tile, block, shares, round_up((taps + 1) * block * 8, 64))
 

@@ -89,7 +89,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "least_d": dims[0].least, "least_h": dims[1].least, "most_d": dims[0].most, "most_h": dims[1].most,
         "channels": spec.in_channels, "channels_out": spec.out_channels, "crop_w": crop, "reach": reach, "whole": whole,
         "tail": rest * spec.out_channels, "cut": max(len(taps) for taps in rows) * whole, "wide": how.wide,
-        "narrow": int(how.lanes > how.wide * how.tile.rows), "pitch": how.pitch, "vectors": how.vectors, "room": how.room,
+        "narrow": how.narrow, "pitch": how.pitch, "vectors": how.vectors, "room": how.room,
         "rows": how.rows, "ring": how.ring, "spare": how.cells, "table_bytes": how.table_bytes,
         "row_bytes": how.row_bytes, "bias_bytes": how.bias_bytes, "met_bytes": how.met_bytes,
         "workspace_bytes": how.workspace_bytes,
@@ -155,22 +155,19 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     d, h, w = axes(problem)
     inputs, count = inputs_met(problem, how.block), tasks(problem, how)
     tiles = ceil(inputs / count / tile.turned) * count
-    narrow = how.lanes > how.wide * tile.rows
-    step = how.wide * register_tile.step_cycles(tile) + narrow * NARROW
-    gemm = tiles * (spec.in_channels * step + (how.wide + narrow) * END)
+    step = how.wide * register_tile.step_cycles(tile) + how.narrow * NARROW
+    gemm = tiles * (spec.in_channels * step + (how.wide + how.narrow) * END)
     rows = problem.batch * d.out_size * h.out_size * ceil(w.positions / how.block[3])
     met = prod(spec.kernel_size[:-1]) / (d.step * h.step) * (1 - w.least)
     added = ceil(how.block[3] / TOGETHER) * how.vectors * (met * ADDED + 2 * TOGETHER)
     copied = how.block[3] * w.step * spec.out_channels / tile.lanes
     moved = (inputs * spec.in_channels + prod(problem.output_shape)) * problem.itemsize
     weight = how.lanes * spec.in_channels * problem.itemsize
-    streamed = UNASKED * tiles * weight * (weight > target.l2 / 2)
+    streamed = tiles * weight * (weight > target.l2 / 2)  # less stays in the second-level cache
     share = jobs.busiest_share([(count, 1.0)], threads)
     return register_tile.seconds(target, share, gemm, rows * (added + copied + met * 8 + LISTED), moved, streamed)
 
 
-UNASKED = 1.0
-"""How much more slowly weights come that are not asked for ahead, where they are more than half of the second-level cache."""
 NARROW = 4.3
 """Cycles of a step of a tile of one vector, whose products wait for each other."""
 

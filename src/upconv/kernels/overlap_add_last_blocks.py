@@ -70,7 +70,13 @@ class Blocking:
 
     @property
     def wide(self) -> int:
-        return (self.lanes // self.tile.lanes) // (self.tile.rows // self.tile.lanes)
+        """Whole tiles of rows that make a patch."""
+        return self.lanes // self.tile.rows
+
+    @property
+    def narrow(self) -> int:
+        """Tiles of a single vector after them: one or none."""
+        return int(self.lanes > self.wide * self.tile.rows)
 
     @property
     def room(self) -> int:

@@ -238,13 +238,8 @@ def _emit_row(code: Code, copy: Function) -> Function:
     parameters = [(n, "i64" if n in ("phase", "n", "qd", "qh") else "ptr") for n in names]
     f = Function("row", parameters, attributes="internal noinline nounwind")
     job, work, phase, n, qd, qh, patches, bias, met, to, line = f.arguments
-    bias, to, line, patches, met = (
-        bias.of(tile.element),
-        to.of(tile.element),
-        line.of(tile.element),
-        patches.of(tile.element),
-        met.of("i64"),
-    )
+    bias, to, line, patches = (pointer.of(tile.element) for pointer in (bias, to, line, patches))
+    met = met.of("i64")
     s = _slots(f, job)
     numbers = _work(f, work.of("i64"))
     first, end, pitch, each = numbers[6], numbers[7], s["pitch"], s["step_w"] * s["channels_out"]

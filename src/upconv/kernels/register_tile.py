@@ -132,9 +132,14 @@ NEAR = 2.0
 on a busy machine, where it counts what tiles do besides multiplying."""
 
 
+def far(weight_bytes: float, target: Target) -> bool:
+    """Whether so many bytes of weights are read again from beyond the near caches."""
+    return weight_bytes > NEAR * target.l2
+
+
 def reading(tile: Tile, weight_bytes: float, target: Target) -> Tile:
     """The tile as it reads so many bytes of weights. A turned one always asks: it meets them once, wherever they are.
 
     So do those of targets with many registers: without, LLVM moves their loads up until there are too few.
     """
-    return replace(tile, asks=tile.turned > 0 or target.registers > 16 or weight_bytes > NEAR * target.l2)
+    return replace(tile, asks=tile.turned > 0 or target.registers > 16 or far(weight_bytes, target))
