@@ -73,7 +73,7 @@ def tune(
         return planner.make(problem, execute.target(), count, learnt)
     plan = planner.make_last(problem, execute.target(), count, learnt)
     if plan is None:
-        plan = planner.make(problem, execute.target(), count)
+        plan = execute._plan(problem, count)
         plan = replace(plan, note=f"{plan.note}; reordered and back; chosen by wisdom: measured on this processor")
     return plan
 
