@@ -18,6 +18,7 @@ from upconv.kernels import (
     indirect,
     overlap_add,
     overlap_add_last,
+    overlap_add_rows,
     strassen,
     winograd,
     winograd_last,
@@ -25,7 +26,7 @@ from upconv.kernels import (
 )
 from upconv.spec import Problem
 
-CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, overlap_add, depthwise)
+CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, overlap_add, overlap_add_rows, depthwise)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last)
 """Those for arrays that have their channels last."""

@@ -11,7 +11,6 @@ A convolution with stride 1 is the same with its taps reversed.
 
 from __future__ import annotations
 
-from itertools import product
 from math import ceil, prod
 
 import numpy as np
@@ -20,9 +19,10 @@ from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
 from upconv.kernels import overlap_add_last_code, register_tile, weights
 from upconv.kernels.geometry import folded
-from upconv.kernels.overlap_add_last_blocks import Blocking, axes, inputs_met, lengths, row_taps, scatter, tasks_of
+from upconv.kernels.overlap_add_last_blocks import Blocking, lengths
 from upconv.kernels.overlap_add_last_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.overlap_add_last_code import TOGETHER, Code
+from upconv.kernels.scatter import as_transposed, axes, inputs_met, refuses, row_taps, tasks_of, work_of
 from upconv.spec import Problem
 
 NAME = "overlap_add_last"
@@ -41,10 +41,8 @@ def rejects(problem: Problem, target: Target) -> str | None:
         return "no vectors"
     if spec.groups > 1:
         return "groups: their outputs are not neighbours"
-    if not spec.transposed and any(step > 1 for step in spec.stride):
-        return "a convolution with a stride gathers, it does not scatter"
-    if spec.dilation[-1] > 1 and spec.kernel_size[-1] > 1:
-        return "dilated in its last dimension: a patch's outputs are not neighbours"
+    if refuses(spec):
+        return refuses(spec)
     if spec.in_channels < LEAST:
         return f"{spec.in_channels} input channels: too few for a sum"
     return None
@@ -79,7 +77,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     dims = axes(problem)
     rows = row_taps(spec)
     starts = np.cumsum([0] + [len(taps) for taps in rows])
-    kernel, step, crop, _ = scatter(spec, spec.rank - 1)
+    kernel, step, crop, _ = as_transposed(spec, spec.rank - 1)
     reach, rest = 1 - dims[2].least, kernel % step
     whole = reach - (rest > 0)
     slots = {
@@ -94,16 +92,12 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "row_bytes": how.row_bytes, "bias_bytes": how.bias_bytes, "met_bytes": how.met_bytes,
         "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
-    firsts = (0, *(axis.first for axis in dims))
-    cuts = [
-        [(first + low, first + min(low + size, length)) for low in range(0, length, size)]
-        for first, length, size in zip(firsts, lengths(problem), how.block, strict=True)
-    ]
-    work = [tuple(end for ends in task for end in ends) for task in product(*cuts)]
+    firsts = (0, dims[0].first, dims[1].first, dims[2].first)
+    work = work_of(lengths(problem), firsts, how.block)
     tables = {
         "work": np.array(work, np.int64),
         "phases": np.array([(int(start), len(taps)) for start, taps in zip(starts, rows, strict=False)], np.int64),
-        "taps": np.array([tap for taps in rows for tap in taps], np.int64),
+        "taps": np.array([(tap * spec.out_channels, *offsets) for taps in rows for tap, *offsets in taps], np.int64),
     }
     return jobs.Bound(slots, tables, len(work))
 
@@ -136,7 +130,7 @@ def emit(problem: Problem, how: Blocking) -> str:
 
 def tasks(problem: Problem, how: Blocking) -> int:
     """Independent pieces of work."""
-    return tasks_of(problem, how.block)
+    return tasks_of(lengths(problem), how.block)
 
 
 def macs(problem: Problem, how: Blocking) -> int:

@@ -8,37 +8,19 @@ from functools import lru_cache
 from itertools import product
 from math import ceil, inf, prod
 
-import numpy as np
-
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import LINE, Target
 from upconv.kernels import register_tile
 from upconv.kernels.geometry import round_up
 from upconv.kernels.overlap_add_last_code import TOGETHER
 from upconv.kernels.register_tile import Tile
-from upconv.shapes.phase import phase_taps
-from upconv.spec import ConvSpec, Problem
+from upconv.kernels.scatter import Sizes, axes, inputs_met, parts, row_taps, tasks_of
+from upconv.spec import Problem
 
 PATCHES = 0.5
 """Of the second-level cache, for the patches that a block has at a time."""
 ROW, STEP = 6, 16
 """What a row of positions and a step of a block cost besides, in inputs."""
-
-Sizes = tuple[int, int, int, int]
-"""Images, and positions of the output in d, h and w."""
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One dimension: output position q, of `positions` from `first` on, adds up the inputs q + least to q + most."""
-
-    size: int
-    out_size: int
-    step: int
-    first: int
-    positions: int
-    least: int
-    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,49 +94,6 @@ class Blocking:
         return self.table_bytes + self.row_bytes + self.bias_bytes + self.met_bytes + self.patch_bytes
 
 
-# -- geometry ------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=512)
-def axes(problem: Problem) -> tuple[Axis, Axis, Axis]:
-    """The dimensions. In d and h position q has the outputs step * q + phase, in w those before cropping."""
-    spec = problem.spec
-    found = [Axis(1, 1, 1, 0, 1, 0, 0)] * (3 - spec.rank)
-    for i, (size, out) in enumerate(zip(problem.input_size, problem.output_size, strict=True)):
-        kernel, step, crop, dilation = scatter(spec, i)
-        if i == spec.rank - 1:
-            first, last = crop // step, (out - 1 + crop) // step
-            found.append(Axis(size, out, step, first, last - first + 1, -((kernel - 1) // step), 0))
-        else:
-            offsets = [offset for a in range(step) for _, offset in phase_taps(kernel, step, crop, dilation, a)]
-            found.append(Axis(size, out, step, 0, ceil(out / step), min(offsets), max(offsets)))
-    d, h, w = found
-    return d, h, w
-
-
-def scatter(spec: ConvSpec, i: int) -> tuple[int, int, int, int]:
-    """(taps, stride, outputs cropped before, dilation) of a dimension, seen as a transposed convolution's."""
-    kernel, dilation, (before, _) = spec.kernel_size[i], spec.dilation[i], spec.padding[i]
-    if spec.transposed:
-        return kernel, spec.stride[i], before, dilation
-    return kernel, 1, dilation * (kernel - 1) - before, dilation
-
-
-def row_taps(spec: ConvSpec) -> list[list[tuple[int, int, int]]]:
-    """For each phase in d and h: (first column in a patch, offset in d, in h) of its taps."""
-    lists = [[[(0, 0)]]] * (3 - spec.rank)
-    kernels = [1] * (3 - spec.rank)
-    for i in range(spec.rank - 1):
-        kernel, step, crop, dilation = scatter(spec, i)
-        lists.append([list(phase_taps(kernel, step, crop, dilation, a)) for a in range(step)])
-        kernels.append(kernel)
-    each = spec.kernel_size[-1] * spec.out_channels
-    return [
-        [((kd * kernels[1] + kh) * each, od, oh) for kd, od in taps_d for kh, oh in taps_h]
-        for taps_d, taps_h in product(lists[0], lists[1])
-    ]
-
-
 # -- the choice ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,20 +123,12 @@ def lengths(problem: Problem) -> Sizes:
     return problem.batch, d.positions, h.positions, w.positions
 
 
-def _parts(length: int) -> Iterator[int]:
-    """The lengths of equal parts, each about half as long as the one before, down to one."""
-    count = 1
-    while count < 2 * length:
-        yield ceil(length / count)
-        count *= 2
-
-
 def _offers(problem: Problem, most: int) -> Iterator[tuple[Sizes, int]]:
     """Blocks, parts of an image or whole images, and rows at a time for at most so many patches."""
     images, *whole = lengths(problem)
     line, found = axes(problem)[1], False
-    for d, h, w in product(*(_parts(n) for n in whole)):
-        for several in _parts(images) if [d, h, w] == whole else (1,):
+    for d, h, w in product(*(parts(n) for n in whole)):
+        for several in parts(images) if [d, h, w] == whole else (1,):
             lines = most // _a_line(problem, (several, d, h, w), TOGETHER)
             rows = h if lines >= line.size else min(lines - (line.most - line.least), h)
             if rows == h or (rows > 0 and several == 1):
@@ -226,29 +157,10 @@ def _work(problem: Problem, sizes: Sizes, rows: int) -> int:
     """What all blocks cost together, in inputs."""
     images, d, h, w = lengths(problem)
     pieces = images * d * h * ceil(w / sizes[3])
-    return inputs_met(problem, sizes) + ROW * pieces + STEP * tasks_of(problem, sizes) * ceil(sizes[2] / rows)
-
-
-def tasks_of(problem: Problem, sizes: Sizes) -> int:
-    """Blocks of these sizes."""
-    return prod(ceil(length / size) for length, size in zip(lengths(problem), sizes, strict=True))
-
-
-def inputs_met(problem: Problem, sizes: Sizes) -> int:
-    """Inputs that all blocks meet together."""
-    return problem.batch * prod(_met(axis, size) for axis, size in zip(axes(problem), sizes[1:], strict=True))
-
-
-@lru_cache(maxsize=4096)
-def _met(axis: Axis, size: int) -> int:
-    """The inputs that parts of so many positions meet, one after the other."""
-    end = axis.first + axis.positions
-    low = np.arange(axis.first, end, size)
-    first, last = np.maximum(low + axis.least, 0), np.minimum(np.minimum(low + size, end) + axis.most, axis.size)
-    return int(np.maximum(last - first, 0).sum())
+    return inputs_met(problem, sizes) + ROW * pieces + STEP * tasks_of(lengths(problem), sizes) * ceil(sizes[2] / rows)
 
 
 def _share(problem: Problem, sizes: Sizes, threads: int) -> float:
     """The busiest thread's share; a quarter of a task is what threads wait for each other."""
-    tasks = tasks_of(problem, sizes)
+    tasks = tasks_of(lengths(problem), sizes)
     return (ceil(tasks / threads) + 0.25) / tasks if threads > 1 else 1.0

@@ -5,12 +5,10 @@ Nothing but the tile and the activation is known when it is written: taps, strid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from upconv.codegen.ir import Carry, Function, Int, Value, module
-from upconv.kernels import columns, microkernel
+from upconv.kernels import columns, microkernel, scatter
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
 from upconv.kernels.register_tile import Tile
@@ -100,8 +98,8 @@ def emit(code: Code) -> str:
             f.call(do_patches, [table, s["room"], count, weight, channels, s["wide"], s["narrow"]])
             with (
                 f.loop(image, end_image, name="n") as n,
-                _rows(f, s, "d", d, end_d) as (qd, od, phase_d),
-                _rows(f, s, "h", first, end) as (qh, oh, phase_h),
+                scatter.emit_outputs(f, s, "d", d, end_d) as (qd, od, phase_d),
+                scatter.emit_outputs(f, s, "h", first, end) as (qh, oh, phase_h),
             ):
                 y = SLOTS.pointer(f, job, "y", element)
                 line = y[((n * s["out_d"] + od) * s["out_h"] + oh) * s["out_w"] * s["channels_out"]]
@@ -109,16 +107,6 @@ def emit(code: Code) -> str:
             done.next = [high]
 
     return module([copy, do_table, do_patches, do_row, jobs.emit_entry("entry", SLOTS, task)])
-
-
-@contextmanager
-def _rows(f: Function, s: dict[str, Value], axis: str, low: Value, high: Value) -> Iterator[tuple[Value, Value, Value]]:
-    """(position, output, phase) of each output of the positions low..high-1 of an axis."""
-    step = s[f"step_{axis}"]
-    with f.loop(low, high, name=f"q{axis}") as q, f.loop(0, step, name=f"a{axis}") as a:
-        out = q * step + a
-        with f.when(out < s[f"out_{axis}"], name="there"):
-            yield q, out, a
 
 
 def _emit_table(code: Code) -> Function:
