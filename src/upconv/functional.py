@@ -12,15 +12,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from upconv import execute
+from upconv import execute, execute_reorder
 from upconv.codegen.threads import asked_for
 from upconv.planner import Plan
-from upconv.spec import ConvSpec, SpecError
+from upconv.spec import ConvSpec, SpecError, hashable, kinds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,32 +97,48 @@ _MOST_READY = 4096
 
 def _plain(array: Any) -> bool:
     """Whether a kernel can read the array where it stands."""
-    if type(array) is not np.ndarray:
-        return False
-    flags = array.flags
-    return bool(flags.c_contiguous and flags.aligned)
+    return _readable(array) and bool(array.flags.c_contiguous)
+
+
+def _readable(array: Any) -> bool:
+    """Whether it can once the elements stand in order."""
+    return type(array) is np.ndarray and bool(array.flags.aligned)
 
 
 def _again(key: Any, x: Any, weight: Any, bias: Any, out: Any = None) -> NDArray[Any] | None:
     """The result of a call whose like has been checked before, or None. Only `out`, which may be any, is checked again."""
     try:
         known = _ready.get(key)
-    except TypeError:  # a list among the arguments
+    except TypeError:
+        known = _looked_up(key)
+    if known is None:
         return None
-    if known is None or not (_plain(x) and _plain(weight) and (bias is None or _plain(bias))):
-        return None
+    given = x, weight, bias
+    if not (_plain(x) and _plain(weight) and (bias is None or _plain(bias))):
+        if not all(a is None or _readable(a) for a in given):
+            return None
+        batched = x.ndim == weight.ndim
+        x = execute_reorder.channels_first(x, execute.target()) if batched else np.ascontiguousarray(x)
+        weight, bias = np.ascontiguousarray(weight), None if bias is None else np.ascontiguousarray(bias)
     if out is None:
         return known(x, weight, bias)
-    _check_out(out, known.shape, known.dtype, (x, weight, bias))
+    _check_out(out, known.shape, known.dtype, given)
     return known(x, weight, bias, out)
+
+
+def _looked_up(key: Any) -> execute.Ready | None:
+    """What is known of a call with lists among its arguments."""
+    try:
+        return _ready.get(hashable(key))
+    except TypeError:
+        return None
 
 
 def _key(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
     """What a call's checks depend on, or None for things other than arrays."""
     try:
         of_bias = None if bias is None else (bias.shape, bias.dtype)
-        kinds = tuple(map(type, arguments[0])) if arguments and type(arguments[0]) is tuple else None  # 2.0 is not 2
-        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, asked_for(), arguments, kinds)
+        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, asked_for(), arguments, kinds(arguments))
     except AttributeError:
         return None
 
@@ -155,13 +172,11 @@ def _run(
 
 
 def _remember(key: Any, known: execute.Ready | None) -> None:
-    try:
+    with suppress(TypeError):  # something among the arguments that has no hash
         if known is not None:
             if len(_ready) >= _MOST_READY:
                 _ready.clear()
-            _ready[key] = known
-    except TypeError:  # a list among the arguments
-        pass
+            _ready[hashable(key)] = known
 
 
 def conv_transpose(

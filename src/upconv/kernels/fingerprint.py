@@ -21,7 +21,7 @@ from upconv.kernels import job as jobs
 SLOTS = jobs.Slots(("data", "blocks", "out", "first", "count", "parts"))
 _Job = ctypes.c_int64 * len(SLOTS.names)
 _STATES = 8
-_PART = 1 << 18
+_PART = 1 << 19
 """Bytes that a task digests: the same parts on any number of threads."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from upconv.spec import ConvSpec, SpecError, required_output_padding
+from upconv.spec import ConvSpec, SpecError, hashable, required_output_padding
 from upconv.torch import arrays, memory, ops, torchs
 from upconv.torch.arrays import Arguments
 from upconv.torch.choice import refusal, traced
@@ -117,10 +117,6 @@ def _normalised(
 _remembered = lru_cache(maxsize=4096)(_normalised)
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(v) for v in value) if type(value) is list else value
-
-
 def _call(
     transposed: bool,
     rank: int,
@@ -149,12 +145,12 @@ def _call(
         x.shape,
         weight.shape,
         None if bias is None else bias.shape,
-        _hashable(output_size),
+        hashable(output_size),
         groups,
-        _hashable(stride),
-        _hashable(padding),
-        _hashable(output_padding) if output_size is None else 0,
-        _hashable(dilation),
+        hashable(stride),
+        hashable(padding),
+        hashable(output_padding) if output_size is None else 0,
+        hashable(dilation),
         padding_mode,
         activation,
     )
