@@ -18,7 +18,7 @@ import upconv
 from fences import Fenced
 from upconv import planner
 from upconv.codegen import target as targets
-from upconv.kernels import indirect, overlap_add_last, overlap_add_last_blocks, winograd_last
+from upconv.kernels import depthwise_last, indirect, overlap_add_last, overlap_add_last_blocks, winograd_last
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -51,7 +51,11 @@ def takes(kernel: Any, problem: Problem, level: str = LEVELS[0]) -> bool:
 @settings(max_examples=90, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(problem=runs.problems(), bias=st.booleans(), threads=st.integers(1, 2))
 def test_integers_come_out_exactly(kernel: Any, problem: Problem, bias: bool, threads: int) -> None:
-    wide = replace(problem.spec, in_channels=problem.spec.in_channels * 9, out_channels=problem.spec.out_channels * 10)
+    spec = problem.spec
+    if kernel is depthwise_last:
+        wide = replace(spec, **dict.fromkeys(("in_channels", "out_channels", "groups"), spec.in_channels + 7))
+    else:
+        wide = replace(spec, in_channels=spec.in_channels * 9, out_channels=spec.out_channels * 10)
     problem = replace(problem, spec=wide)
     assume(takes(kernel, problem))
     check(kernel, problem, threads=min(threads, runs.threads_allowed()), bias=bias)
@@ -86,6 +90,52 @@ def test_both_ends_of_every_buffer_are_guarded(kernel: Any, layer: dict[str, Any
         check(kernel, problem, level, buffers=Fenced(at_end))
 
 
+DEPTHWISE: list[dict[str, Any]] = [
+    dict(size=(7, 5), channels=9, kernel_size=4, stride=2, padding=1, batch=2),
+    dict(size=(7, 5), channels=41, kernel_size=3, stride=2, padding=1, output_padding=1),
+    dict(size=(30,), channels=17, kernel_size=11, stride=5, padding=3),
+    dict(size=(3, 4, 5), channels=24, kernel_size=3, stride=(1, 2, 3), padding=1, dilation=2),
+    dict(size=(6, 7), channels=33, kernel_size=2, stride=3, padding=0, output_padding=2),
+    dict(size=(11, 12), channels=16, kernel_size=3, stride=2, padding=1, transposed=False),
+    dict(size=(8, 9), channels=40, kernel_size=5, padding=2, dilation=2, transposed=False, batch=3),
+    dict(size=(40, 41), channels=10, kernel_size=4, stride=2, padding=1),
+]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layer", DEPTHWISE, ids=str)
+def test_depthwise_layers_stay_within_their_buffers(layer: dict[str, Any], dtype: str, level: str) -> None:
+    channels = dict.fromkeys(("in_channels", "out_channels", "groups"), layer["channels"])
+    problem = runs.make(dtype=dtype, **channels, **{k: v for k, v in layer.items() if k != "channels"})
+    if not takes(depthwise_last, problem, level):
+        pytest.skip(str(depthwise_last.rejects(problem, runs.target_of(level))))
+    for at_end, threads in ((False, 1), (True, 2)):
+        check(depthwise_last, problem, level, threads=min(threads, runs.threads_allowed()), buffers=Fenced(at_end))
+
+
+@pytest.mark.parametrize("channels", [8, 9, 15, 16, 17, 24, 31, 32, 33, 39, 63, 64, 65])
+def test_depthwise_channels_round_the_vectors_that_are_summed_together(channels: int) -> None:
+    layer = dict.fromkeys(("in_channels", "out_channels", "groups"), channels)
+    problem = runs.make(size=(5, 6), kernel_size=4, stride=2, padding=1, **layer)
+    if takes(depthwise_last, problem):
+        check(depthwise_last, problem)
+
+
+def test_depthwise_is_chosen_and_others_say_why_it_is_not() -> None:
+    plan = plan_last((1, 256, 32, 32), 256, kernel_size=4, stride=2, padding=1, groups=256)
+    assert plan is not None
+    assert plan.algorithm == "depthwise_last"
+    assert "channels last, 4 vectors of channels at a time" in str(plan)
+
+    def reason(**layer: Any) -> str | None:
+        return depthwise_last.rejects(runs.make(size=(5, 6), kernel_size=4, stride=2, **layer), targets.host())
+
+    assert reason(in_channels=32, out_channels=32) == "32 input channels a group"
+    assert reason(in_channels=32, out_channels=64, groups=32) == "2 output channels a group: they are no neighbours of their inputs"
+    assert reason(in_channels=2, out_channels=2, groups=2) == "2 channels: fewer than lanes"
+
+
 @every_kernel
 @pytest.mark.parametrize("channels", [8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33])
 def test_output_channels_round_the_tile(kernel: Any, channels: int) -> None:
@@ -107,8 +157,10 @@ def test_input_channels_round_the_vector(kernel: Any, channels: int) -> None:
 @pytest.mark.parametrize("positions", [1, 5, 6, 7, 11, 12, 13, 47, 48, 49, 300])
 def test_positions_round_the_tile_and_the_block(kernel: Any, positions: int) -> None:
     for transposed in (True, False):
-        problem = runs.make(transposed, size=(positions,), in_channels=11, out_channels=16, kernel_size=3, padding=1)
-        check(kernel, problem, threads=2)
+        layer = (
+            dict(in_channels=16, out_channels=16, groups=16) if kernel is depthwise_last else dict(in_channels=11, out_channels=16)
+        )
+        check(kernel, runs.make(transposed, size=(positions,), kernel_size=3, padding=1, **layer), threads=2)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
@@ -195,16 +247,19 @@ def test_deep_sums_have_smaller_blocks_so_that_the_workspace_is_bounded() -> Non
 @every_kernel
 @pytest.mark.parametrize("activation", runs.ACTIVATIONS[1:], ids=str)
 def test_activations(kernel: Any, activation: Any) -> None:
-    problem = runs.make(size=(6, 7), in_channels=8, out_channels=20, kernel_size=3, stride=2, activation=activation)
+    groups = 20 if kernel is depthwise_last else 1
+    layer: dict[str, Any] = dict(in_channels=20, out_channels=20, groups=groups, kernel_size=3, stride=2)
+    problem = runs.make(size=(6, 7), activation=activation, **layer)
     operands = runs.operands(problem, integers=False)
     got = run(kernel, problem, operands, runs.target_of(LEVELS[0]))
     np.testing.assert_allclose(got, operands.expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("kernel", [indirect, overlap_add_last], ids=lambda module: module.NAME)
-@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("kernel", [indirect, overlap_add_last, depthwise_last], ids=lambda module: module.NAME)
+@pytest.mark.parametrize("channels", [1, 3, 8, 16])
 def test_a_nan_stays_where_the_direct_sum_has_it(kernel: Any, channels: int) -> None:
-    problem = runs.make(size=(6, 7), in_channels=8, out_channels=channels, kernel_size=3, stride=2)
+    groups = 8 if kernel is depthwise_last and channels == 8 else 1
+    problem = runs.make(size=(6, 7), in_channels=8, out_channels=channels, groups=groups, kernel_size=3, stride=2)
     if not takes(kernel, problem):
         pytest.skip(str(kernel.rejects(problem, runs.target_of(LEVELS[0]))))
     operands = runs.operands(problem)

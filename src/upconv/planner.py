@@ -14,6 +14,7 @@ from typing import Any
 from upconv.codegen.target import Target
 from upconv.kernels import (
     depthwise,
+    depthwise_last,
     direct,
     indirect,
     overlap_add,
@@ -28,7 +29,7 @@ from upconv.spec import Problem
 
 CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, overlap_add, overlap_add_rows, depthwise)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
-LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last)
+LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, depthwise_last)
 """Those for arrays that have their channels last."""
 REORDERED, REORDERING = 5e9, 20e-6
 """Bytes a second and thread, read and written, of reordering between channels-first and channels-last; and the seconds that the

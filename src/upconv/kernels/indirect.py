@@ -1,8 +1,6 @@
 """The direct sum for arrays with their channels last: output channels in the lanes, columns found through a table.
 
-A row of x, all channels of one position, is read where it stands: for every tile of columns and every tap a table holds where
-the row begins, or a row of zeros where the tap meets padding. No input is packed, whatever the stride, dilation or padding, and
-a column's sums are a row of y. Phases that read the same inputs share a table.
+No input is packed, whatever the stride, dilation or padding (`positions.py`), and a column's sums are a row of y.
 
 Source: Dukhan, The Indirect Convolution Algorithm, 2019.
 """
@@ -14,13 +12,13 @@ from functools import lru_cache
 from math import ceil, inf, prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
-from upconv.kernels import indirect_code, register_tile, weights
+from upconv.kernels import indirect_code, positions, register_tile, weights
 from upconv.kernels import job as jobs
-from upconv.kernels.geometry import Band, Read, band, folded, round_up
+from upconv.kernels.geometry import band, folded, round_up
+from upconv.kernels.positions import PhaseSet, columns_of, phase_sets, place_of
 from upconv.kernels.register_tile import Tile
 from upconv.spec import ConvSpec, Problem
 
@@ -35,16 +33,6 @@ to 25 columns, 0.94 to 1.03 for more, and 0.87 to 0.97 where the weights are sma
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseSet:
-    """Phases that read the same inputs at as many positions: their place in y, and the kernel index of each tap, by phase."""
-
-    reads: tuple[Read, ...]
-    positions: tuple[int, int, int]
-    phases: tuple[tuple[int, int, int], ...]
-    kernels: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Blocking:
     """Sizes of the loops. `block` counts columns, `shares` into how many the chunks of a block are cut."""
 
@@ -56,27 +44,6 @@ class Blocking:
     @property
     def workspace_bytes(self) -> int:
         return self.table_bytes + round_up(self.tile.rows * SIZES[self.tile.element], 64) + 64
-
-
-@lru_cache(maxsize=512)
-def phase_sets(problem: Problem) -> tuple[PhaseSet, ...]:
-    """The sets of a problem's phases, none for those without outputs."""
-    shape = band(problem, cropped=True)
-    kernel = (1,) * (3 - problem.spec.rank) + problem.spec.kernel_size
-    steps = [axis.out_step for axis in shape.axes]
-    found: dict[tuple[tuple[Read, ...], tuple[int, int, int]], list[tuple[tuple[int, int, int], tuple[int, ...]]]] = {}
-    for number, taps in enumerate(shape.taps()):
-        if taps is None:
-            continue
-        place = (number // (steps[1] * steps[2]), number // steps[2] % steps[1], number % steps[2])
-        d, h, w = (-(-(axis.out_size - a) // axis.out_step) for axis, a in zip(shape.axes, place, strict=True))
-        inorder = sorted(taps, key=lambda tap: tap.read.at)
-        indices = tuple((t.kernel[0] * kernel[1] + t.kernel[1]) * kernel[2] + t.kernel[2] for t in inorder)
-        found.setdefault((tuple(t.read for t in inorder), (d, h, w)), []).append((place, indices))
-    return tuple(
-        PhaseSet(reads, positions, tuple(p for p, _ in members), tuple(k for _, k in members))
-        for (reads, positions), members in found.items()
-    )
 
 
 # -- the choice ------------------------------------------------------------------------------------------------------------
@@ -102,7 +69,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     tile, sets = register_tile.turned_tile(register_tile.ELEMENTS[problem.dtype], target, inf), phase_sets(problem)
     most = int(target.l2 * 0.4 / (problem.spec.in_channels * problem.itemsize)) // tile.turned * tile.turned
     most = min(max(most, 8 * tile.turned), 64 * tile.turned)
-    columns = [_columns(problem, s) for s in sets] or [1]
+    columns = [columns_of(problem, s) for s in sets] or [1]
     total = sum(columns)
     block = min(most, round_up(ceil(total / (4 * threads)), tile.turned), round_up(max(columns), tile.turned))
     block = max(block, min(8 * tile.turned, round_up(max(columns), tile.turned)))
@@ -113,10 +80,6 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     tile = replace(tile, asks=block <= FEW and register_tile.far(weight_bytes, target))
     taps = max((len(s.reads) for s in sets), default=0)
     return Blocking(tile, block, shares, round_up((taps + 1) * block * 8, 64))
-
-
-def _columns(problem: Problem, phases: PhaseSet) -> int:
-    return problem.batch * prod(phases.positions)
 
 
 def _chunks(spec: ConvSpec, tile: Tile, phases: PhaseSet) -> list[tuple[int, int, int]]:
@@ -167,35 +130,22 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         taps.extend(read.at for read in phases.reads)
         first = len(chunks)
         for i, channel, channels in _chunks(spec, how.tile, phases):
-            chunks.append((_place(shape, phases.phases[i]) * spec.out_channels + channel, channel, channels, at))
+            chunks.append((place_of(shape, phases.phases[i]) * spec.out_channels + channel, channel, channels, at))
             at += len(phases.reads) * c * how.tile.rows
         share = ceil((len(chunks) - first) / how.shares)
-        for low in range(0, _columns(problem, phases), how.block):
-            high = min(low + how.block, _columns(problem, phases))
+        for low in range(0, columns_of(problem, phases), how.block):
+            high = min(low + how.block, columns_of(problem, phases))
             work += [(number, low, high, i, min(i + share, len(chunks))) for i in range(first, len(chunks), share)]
-    axes = dict(zip("dhw", shape.axes, strict=True))
     slots = {
-        **{f"size_{n}": a.size for n, a in axes.items()}, **{f"in_step_{n}": a.in_step for n, a in axes.items()},
-        **{f"out_{n}": a.out_size for n, a in axes.items()}, **{f"out_step_{n}": a.out_step for n, a in axes.items()},
-        "channels": c, "channels_out": m, "groups": spec.groups, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
-        "weight_group": at, "table_bytes": how.table_bytes, "workspace_bytes": how.workspace_bytes,
+        **positions.slots(problem), "channels": c, "channels_out": m, "groups": spec.groups, "weight_group": at,
+        "table_bytes": how.table_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {
-        "work": _table(work, indirect_code.WORK), "sets": _table(rows, indirect_code.SET),
-        "taps": _table(taps, indirect_code.TAP), "chunks": _table(chunks, indirect_code.CHUNK),
+        "work": positions.table(work, indirect_code.WORK), "sets": positions.table(rows, positions.SET),
+        "taps": positions.table(taps, positions.TAP), "chunks": positions.table(chunks, indirect_code.CHUNK),
         "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
     }  # fmt: skip
     return jobs.Bound(slots, tables, len(work))
-
-
-def _table(rows: list[tuple[int, ...]], width: int) -> NDArray[np.int64]:
-    return np.array(rows or [(0,) * width], np.int64)
-
-
-def _place(shape: Band, phase: tuple[int, int, int]) -> int:
-    """A phase's first position in y."""
-    _, h, w = shape.axes
-    return (phase[0] * h.out_size + phase[1]) * w.out_size + phase[2]
 
 
 # -- code --------------------------------------------------------------------------------------------------------------
@@ -227,7 +177,7 @@ def emit(problem: Problem, how: Blocking) -> str:
 def tasks(problem: Problem, how: Blocking) -> int:
     """Independent pieces of work."""
     sets = phase_sets(problem)
-    return sum(ceil(_columns(problem, s) / how.block) * min(how.shares, len(_chunks(problem.spec, how.tile, s))) for s in sets)
+    return sum(ceil(columns_of(problem, s) / how.block) * min(how.shares, len(_chunks(problem.spec, how.tile, s))) for s in sets)
 
 
 def macs(problem: Problem, how: Blocking) -> int:
@@ -235,7 +185,7 @@ def macs(problem: Problem, how: Blocking) -> int:
     spec, tile = problem.spec, how.tile
     c = spec.in_channels // spec.groups
     done = sum(
-        round_up(_columns(problem, s), tile.turned) * len(s.reads) * sum(_lanes(tile, n) for _, _, n in _chunks(spec, tile, s))
+        round_up(columns_of(problem, s), tile.turned) * len(s.reads) * sum(_lanes(tile, n) for _, _, n in _chunks(spec, tile, s))
         for s in phase_sets(problem)
     )
     return done * c * spec.groups
@@ -251,7 +201,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     spec, tile, item = problem.spec, how.tile, problem.itemsize
     c, steps, tables, streamed = spec.in_channels // spec.groups, 0.0, 0.0, 0.0
     for s in phase_sets(problem):
-        columns, chunks = _columns(problem, s), len(_chunks(spec, tile, s)) * spec.groups
+        columns, chunks = columns_of(problem, s), len(_chunks(spec, tile, s)) * spec.groups
         steps += ceil(columns / tile.turned) * chunks * (len(s.reads) * (c + 2) + END)
         tables += columns * (len(s.reads) + 1) * 4.0 * how.shares
         streamed += ceil(columns / how.block) * chunks * len(s.reads) * c * tile.rows * item

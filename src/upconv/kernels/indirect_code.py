@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upconv.codegen.ir import SIZES, Carry, Function, Value, module, vector
-from upconv.kernels import columns, microkernel
+from upconv.kernels import columns, microkernel, positions
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
 from upconv.kernels.register_tile import Tile
@@ -13,14 +13,11 @@ from upconv.spec import Activation
 
 SLOTS = jobs.Slots(
     (
-        "x", "weight", "bias", "y", "zeros", "work", "sets", "taps", "chunks", "channels", "channels_out", "groups", "x_channels",
-        "y_channels", "size_d", "size_h", "size_w", "in_step_d", "in_step_h", "in_step_w", "out_d", "out_h", "out_w",
-        "out_step_d", "out_step_h", "out_step_w", "weight_group", "table_bytes",
+        *positions.SLOTS, "weight", "bias", "work", "chunks", "channels", "channels_out", "groups", "weight_group", "table_bytes",
     )
 )  # fmt: skip
-WORK, SET, TAP, CHUNK = 5, 5, 3, 4
-"""Numbers a task: set, first column, end, first chunk, end; a set of phases that read alike: first tap, taps, positions in d, h
-and w; a tap: what it reads in d, h and w at position 0; a chunk: place in y, first channel, channels, place in the weights."""
+WORK, CHUNK = 5, 4
+"""Numbers a task: set, first column, end, first chunk, end; a chunk: place in y, first channel, channels, place in the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +31,14 @@ class Code:
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
-    copy, do_table = columns.emit_copy(tile.element, tile.lanes), _emit_table(code)
+    copy, do_table = columns.emit_copy(tile.element, tile.lanes), positions.emit_table(SLOTS, tile.element, tile.turned)
     do_tiles = [_emit_tile(code, tile.rows // tile.lanes, copy, "wide"), _emit_tile(code, 1, copy, "narrow")]
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in ("channels", "channels_out", "groups", "weight_group", "table_bytes")}
         work = SLOTS.pointer(f, job, "work", "i64")[number * WORK]
         set_, low, high, first_chunk, end_chunk = (f.load("i64", work[i]) for i in range(WORK))
-        row = SLOTS.pointer(f, job, "sets", "i64")[set_ * SET]
+        row = SLOTS.pointer(f, job, "sets", "i64")[set_ * positions.SET]
         taps, width = f.load("i64", row[1]), high - low
         table, line = workspace, workspace[s["table_bytes"]].of(tile.element)
         f.call(do_table, [job, row, table, low, high])
@@ -59,49 +56,6 @@ def emit(code: Code) -> str:
                 f.call(do_tiles[0], arguments)
 
     return module([copy, do_table, *do_tiles, jobs.emit_entry("entry", SLOTS, task)])
-
-
-def _emit_table(code: Code) -> Function:
-    """`table(job, set, table, low, high)`: for each tile of columns low..high-1, what every tap reads for each, and where each
-    goes in y; columns that are none, and reads outside x, point to zeros."""
-    tile = code.tile
-    many = tile.turned
-    f = Function("table", [("job", "ptr"), ("set", "ptr"), ("table", "ptr"), ("low", "i64"), ("high", "i64")],
-                 attributes="internal noinline nounwind")  # fmt: skip
-    job, row_of_set, table, low, high = f.arguments
-    table = table.of("i64")
-    s = {name: SLOTS.read(f, job, name) for name in SLOTS.names[SLOTS.names.index("x_channels") : -2]}
-    first_tap, taps, rows_d, rows_h, rows_w = (f.load("i64", row_of_set.of("i64")[i]) for i in range(SET))
-    x, y, zeros = (SLOTS.pointer(f, job, name, tile.element) for name in ("x", "y", "zeros"))
-    reads = SLOTS.pointer(f, job, "taps", "i64")[first_tap * TAP]
-    size = (taps + 1) * many  # pointers a tile
-
-    def put(pointer: Value, column: Value, tap: Value) -> None:
-        f.store(pointer, table[column // many * size + tap * many + column % many], 8)
-
-    with f.loop(low // rows_w, (high - 1) // rows_w + 1, name="row") as row:
-        h, rest = row % rows_h, row // rows_h
-        d, n = rest % rows_d, rest // rows_d
-        start = row * rows_w
-        from_w, to_w = f.maximum(low - start, 0), f.minimum(high - start, rows_w)
-        with f.loop(0, taps, name="tap") as tap:
-            at_d, at_h, at_w = (f.load("i64", reads[tap * TAP + i]) for i in range(TAP))
-            in_d, in_h = d * s["in_step_d"] + at_d, h * s["in_step_h"] + at_h
-            there = f.compare("ult", in_d, s["size_d"]) & f.compare("ult", in_h, s["size_h"])
-            line = ((n * s["size_d"] + in_d) * s["size_h"] + in_h) * s["size_w"]
-            with f.loop(from_w, to_w, name="w") as w:
-                in_w = w * s["in_step_w"] + at_w
-                inside = there & f.compare("ult", in_w, s["size_w"])
-                found = x[(line + in_w) * s["x_channels"]]
-                pointer = f.select(inside, found, zeros)
-                put(pointer, start + w - low, tap)
-        line = ((n * s["out_d"] + d * s["out_step_d"]) * s["out_h"] + h * s["out_step_h"]) * s["out_w"]
-        with f.loop(from_w, to_w, name="w") as w:
-            put(y[(line + w * s["out_step_w"]) * s["y_channels"]], start + w - low, taps)
-    end = (high - low + (many - 1)) // many * many
-    with f.loop(high - low, end, name="none") as column, f.loop(0, taps + 1, name="tap") as tap:
-        put(zeros, column, tap)
-    return f
 
 
 def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
