@@ -15,9 +15,13 @@ torch = pytest.importorskip("torch")
 upconv_torch = pytest.importorskip("upconv.torch")
 
 
-def layer_and_input() -> tuple[Any, Any]:
+ORDERS = pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+
+
+def layer_and_input(order: Any = torch.contiguous_format, channels: int = 6) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    return upconv_torch.ConvTranspose2d(6, 6, 4, stride=2, padding=1), torch.randn(2, 6, 5, 5)
+    layer = upconv_torch.ConvTranspose2d(channels, channels, 4, stride=2, padding=1).to(memory_format=order)
+    return layer, torch.randn(2, channels, 5, 5).to(memory_format=order)
 
 
 def expected(layer: Any, x: Any) -> Any:
@@ -75,10 +79,11 @@ def double(layer: Any) -> None:
 CHANGES = [swap, edit, edit_data, other_data, turned_data, bent_data, other_bias, edit_bias, no_bias, stride, double]
 
 
+@ORDERS
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
-def test_a_change_between_two_calls_is_seen(change: Callable[[Any], None], mode: Any) -> None:
-    layer, x = layer_and_input()
+def test_a_change_between_two_calls_is_seen(change: Callable[[Any], None], mode: Any, order: Any) -> None:
+    layer, x = layer_and_input(order)
     with mode():
         for _ in range(3):
             before = layer(x)
@@ -98,14 +103,16 @@ def test_a_change_between_two_calls_is_seen(change: Callable[[Any], None], mode:
         lambda x: x[0],
         lambda x: x.transpose(2, 3),
         lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.contiguous(),
         lambda x: torch._neg_view(x),
         lambda x: torch.nn.Parameter(x),
         lambda x: x[:, :, :4, :4].contiguous(),
     ],
-    ids=["batch", "unbatched", "transposed", "channels-last", "negative view", "parameter", "size"],
+    ids=["batch", "unbatched", "transposed", "channels-last", "contiguous", "negative view", "parameter", "size"],
 )
-def test_another_input_is_seen(other: Callable[[Any], Any]) -> None:
-    layer, x = layer_and_input()
+@ORDERS
+def test_another_input_is_seen(other: Callable[[Any], Any], order: Any) -> None:
+    layer, x = layer_and_input(order)
     with torch.no_grad():
         for _ in range(3):
             layer(x)

@@ -93,7 +93,7 @@ _known = lru_cache(maxsize=4096)(lambda spec, shape, dtype, threads: ready(spec,
 execute.forgetters.append(_known.cache_clear)
 
 
-def _last(t: Tensor) -> bool | None:
+def is_last(t: Tensor) -> bool | None:
     """Whether the tensor's memory is dense with its channels last, or (False) in order; None where neither."""
     if t.is_contiguous():
         return False
@@ -125,7 +125,7 @@ def version_of(weight: Tensor) -> Version | None:
 
 def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """The result by a kernel that was found before, or None where a tensor is not dense."""
-    x_last, weight_last = _last(x), _last(weight)
+    x_last, weight_last = is_last(x), is_last(weight)
     if x_last is None or weight_last is None or (bias is not None and not bias.is_contiguous()):
         return None
     at_bias = None if bias is None else bias.data_ptr()
@@ -142,7 +142,7 @@ def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 def layout_note(spec: ConvSpec, x: Tensor) -> str:
     """What becomes of a channels-last x; nothing to say of another."""
-    if not _last(x):
+    if not is_last(x):
         return ""
     known = _known(spec, x.shape, x.dtype, get_num_threads())
     if known is not None and known.last is not None:

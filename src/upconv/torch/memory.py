@@ -86,13 +86,14 @@ class Last:
     """
 
     __slots__ = (
-        "_bias", "_bias_at", "_bias_shape", "_bytes", "_dtype", "_era", "_known", "_number", "_shape", "_threads",
-        "_weight", "_weight_at", "_weight_shape",
+        "_bias", "_bias_at", "_bias_shape", "_bytes", "_dtype", "_era", "_known", "_number", "_order", "_shape", "_threads",
+        "_weight", "_weight_at", "_weight_order", "_weight_shape",
     )  # fmt: skip
 
     def __init__(self, known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None):
         self._known, self._era, self._threads = known, _era, asked_for()
         self._shape, self._dtype = x.shape, x.dtype
+        self._order, self._weight_order = _order_of(x), _order_of(weight)
         self._weight, self._weight_shape, self._bytes, self._bias = weight, weight.shape, weight.nbytes, bias
         version = arrays.version_of(weight)
         self._number = None if version is None else version[0]
@@ -113,12 +114,12 @@ class Last:
             and x.dtype is dtype
             and x.is_cpu
             and x.layout is _strided
-            and x.is_contiguous()
+            and (x.is_contiguous() if self._order is None else _is(x, self._order))
             and not x.is_neg()
             and weight.dtype is dtype
             and weight.data_ptr() == at
             and weight.shape == self._weight_shape
-            and weight.is_contiguous()
+            and (weight.is_contiguous() if self._weight_order is None else _is(weight, self._weight_order))
             and (
                 bias is None
                 or (bias.dtype is dtype and bias.data_ptr() == bias_at and bias.shape == self._bias_shape and bias.is_contiguous())
@@ -128,15 +129,29 @@ class Last:
             and undisturbed(x)
         ):
             version = None if self._number is None else (self._number, weight._version)
-            y = self._known.at(x.data_ptr(), at, self._bytes, lambda: arrays.array(weight), bias_at, False, version)
-            return torch.from_numpy(y)
+            last = self._weight_order is not None
+            y = self._known.at(x.data_ptr(), at, self._bytes, lambda: arrays.array(weight), bias_at, last, version)
+            return torch.from_numpy(y) if self._order is None else torch.from_numpy(y).movedim(-1, 1)
         return None
+
+
+def _order_of(t: Tensor) -> torch.memory_format | None:
+    """The memory format of a dense tensor; None where it is contiguous, whatever else it may pass for."""
+    return None if t.is_contiguous() else arrays.layout_of(t)
+
+
+def _is(t: Tensor, order: torch.memory_format) -> bool:
+    return t.is_contiguous(memory_format=order) and not t.is_contiguous()
 
 
 def last(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> Last | None:
-    """The memory of a call that has just been made, where the next one can be run from it."""
-    if not undisturbed(x):
+    """The memory of a call that has just been made, where a kernel alone can run the next one from it."""
+    if type(x) is not Tensor or not undisturbed(x) or (bias is not None and not bias.is_contiguous()):
         return None
-    known = _find(x, weight, bias, asked)
-    plain = type(x) is Tensor and all(t is None or t.is_contiguous() for t in (x, weight, bias))
-    return Last(known, x, weight, bias) if plain and known is not None else None
+    known, order = _find(x, weight, bias, asked), arrays.is_last(x)
+    if known is None or order is None or arrays.is_last(weight) is None:
+        return None
+    if not order:  # a result in the weight's order is reordered
+        return None if arrays.is_last(weight) else Last(known, x, weight, bias)
+    lasting = known.last if x.dim() == weight.dim() else None
+    return None if lasting is None else Last(lasting, x, weight, bias)
