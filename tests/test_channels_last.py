@@ -122,6 +122,14 @@ def test_depthwise_channels_round_the_vectors_that_are_summed_together(channels:
         check(depthwise_last, problem)
 
 
+def test_depthwise_tasks_are_bounded_in_number_and_workspace() -> None:
+    for size, least in ((32, 12), (512, 12), (4096, 4000)):
+        problem = runs.make(size=(size, size), in_channels=32, out_channels=32, groups=32, kernel_size=4, stride=2, padding=1)
+        how = depthwise_last.blocking(problem, targets.host(), 2)
+        assert least <= depthwise_last.tasks(problem, how) <= 1.1 * depthwise_last.MOST
+        assert how.workspace_bytes <= 1 << 20
+
+
 def test_depthwise_is_chosen_and_others_say_why_it_is_not() -> None:
     plan = plan_last((1, 256, 32, 32), 256, kernel_size=4, stride=2, padding=1, groups=256)
     assert plan is not None

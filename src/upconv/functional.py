@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upconv import execute, execute_reorder
+from upconv.arguments import hashable, kinds
 from upconv.codegen.threads import asked_for
 from upconv.planner import Plan
-from upconv.spec import ConvSpec, SpecError, hashable, kinds
+from upconv.spec import ConvSpec, SpecError
 
 P = ParamSpec("P")
 R = TypeVar("R")

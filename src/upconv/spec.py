@@ -44,27 +44,6 @@ def times(values: Sequence[int]) -> str:
     return "x".join(str(v) for v in values)
 
 
-def hashable(value: Any) -> Any:
-    """Lists as tuples, so that arguments can be looked up.
-
-    >>> hashable((2, [1, [0, 1]]))
-    (2, (1, (0, 1)))
-    """
-    return tuple(hashable(v) for v in value) if type(value) in (list, tuple) else value
-
-
-def kinds(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The types of arguments, and of what lists and tuples among them hold: 2.0 is found where 2 was kept, and is not allowed.
-
-    >>> kinds((2, [1, 2.0]))
-    (<class 'int'>, (<class 'list'>, <class 'int'>, <class 'float'>))
-    """
-    found = tuple(map(type, values))
-    if tuple in found or list in found:
-        return tuple((k, *kinds(tuple(v))) if k in (list, tuple) else k for k, v in zip(found, values, strict=True))
-    return found
-
-
 def integer(name: str, value: Any, least: int) -> int:
     """`value` as an int that is at least `least`; anything with `__index__` counts, a bool does not."""
     if isinstance(value, bool):

@@ -25,8 +25,9 @@ SLOTS = depthwise_last_code.SLOTS
 EXACT = True
 VECTORS = 4
 """Vectors of channels at a time."""
-TABLE = 16 << 10
-"""Bytes of a task's table at most: it stays in the first-level cache beside the rows."""
+TABLE, MOST = 16 << 10, 4096
+"""Bytes of a task's table, which stays in the first-level cache beside the rows; and about how many tasks there are at most, for
+which it is longer in very large images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,13 @@ def rejects(problem: Problem, target: Target) -> str | None:
 
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
-    """As many positions as the table has room for; fewer for idle threads."""
+    """As many positions as the table has room for; fewer for idle threads, more for very many."""
     lanes, sets = target.lanes(problem.itemsize), phase_sets(problem)
     taps = max((len(s.reads) for s in sets), default=0)
     columns = max((columns_of(problem, s) for s in sets), default=1)
     total = sum(columns_of(problem, s) * len(s.phases) for s in sets)
-    block = min(max(1, TABLE // ((taps + 1) * 8)), max(1, ceil(total / (6 * threads))), max(1, columns))
+    block = max(TABLE // ((taps + 1) * 8), ceil(total / MOST), 1)
+    block = min(block, max(1, ceil(total / (6 * threads))), max(1, columns))
     vectors = min(VECTORS, problem.spec.groups // lanes)
     return Blocking(lanes, vectors, block, round_up((taps + 1) * block * 8, 64))
 
@@ -104,7 +106,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     rows: list[tuple[int, ...]] = []
     taps: list[tuple[int, ...]] = []
     phases: list[tuple[int, int]] = []
-    work: list[tuple[int, ...]] = []
+    work: list[tuple[float, int, int, int, int]] = []
     at = 0
     for number, some in enumerate(phase_sets(problem)):
         rows.append((len(taps), len(some.reads), *some.positions))
@@ -112,16 +114,16 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         columns = columns_of(problem, some)
         for place in some.phases:
             blocks = range(0, columns, how.block)
-            work += [(number, low, min(low + how.block, columns), len(phases)) for low in blocks]
+            work += [(low / columns, number, low, min(low + how.block, columns), len(phases)) for low in blocks]
             phases.append((place_of(shape, place) * spec.out_channels, at))
             at += len(some.reads) * spec.groups
-    work.sort(key=lambda task: (task[1] / columns_of(problem, phase_sets(problem)[task[0]]), task[3]))  # phases side by side
+    work.sort()  # phases write beside each other
     slots = {
         **positions.slots(problem), "channels": spec.groups, "table_bytes": how.table_bytes,
         "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {
-        "work": positions.table(work, WORK), "sets": positions.table(rows, positions.SET),
+        "work": positions.table([task for _, *task in work], WORK), "sets": positions.table(rows, positions.SET),
         "taps": positions.table(taps, positions.TAP), "phases": positions.table(phases, PHASE),
         "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
     }  # fmt: skip

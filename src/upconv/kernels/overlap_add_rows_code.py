@@ -29,8 +29,6 @@ first tap, taps; a row of taps: its first tap, and how far from the output's pos
 is met: where, and how many inputs back."""
 SUMS = 8
 """Sums at a time: as many as the latency of an addition asks for, and half of the registers hold."""
-
-
 PLACES = 4
 """Channels that are copied in turn: memory gives more to several readers. 1.02 over 56 layers, up to 1.18."""
 

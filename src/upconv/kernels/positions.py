@@ -80,7 +80,7 @@ def slots(problem: Problem) -> dict[str, int]:
     }  # fmt: skip
 
 
-def table(rows: Sequence[tuple[int, ...]], width: int) -> NDArray[np.int64]:
+def table(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:
     """A table of the job's, of so many numbers a row; never empty."""
     return np.array(rows or [(0,) * width], np.int64)
 

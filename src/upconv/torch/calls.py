@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from upconv.spec import ConvSpec, SpecError, hashable, required_output_padding
+from upconv.arguments import hashable
+from upconv.spec import ConvSpec, SpecError, required_output_padding
 from upconv.torch import arrays, memory, ops, torchs
 from upconv.torch.arrays import Arguments
 from upconv.torch.choice import refusal, traced

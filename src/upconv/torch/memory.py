@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from upconv import execute
+from upconv.arguments import hashable, kinds
 from upconv.codegen.threads import asked_for
-from upconv.spec import ConvSpec, hashable, kinds
+from upconv.spec import ConvSpec
 from upconv.torch import arrays
 from upconv.torch.choice import refusal, traced, undisturbed
 
