@@ -163,7 +163,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     "vocoder": dict(size=(400,), in_channels=64, out_channels=32, kernel_size=16, stride=8, padding=4),
     "istft": dict(size=(60,), in_channels=514, out_channels=1, kernel_size=1024, stride=256),
     "3d": dict(size=(8, 8, 8), in_channels=16, out_channels=8, kernel_size=3, stride=2, padding=1, output_padding=1),
-    "depthwise": dict(size=(32, 32), in_channels=32, out_channels=32, groups=32, kernel_size=4, stride=2, padding=1),
+    "depthwise": dict(size=(32, 32), in_channels=64, out_channels=64, groups=64, kernel_size=4, stride=2, padding=1),
     "downsampling": dict(size=(33, 33), in_channels=16, out_channels=32, kernel_size=3, stride=2, padding=1, transposed=False),
     "double": dict(size=(16, 16), in_channels=16, out_channels=8, kernel_size=4, stride=2, padding=1, dtype="float64"),
 }

@@ -16,6 +16,7 @@ import upconv
 ROOT = Path(__file__).parents[1]
 INSIDE = {
     "advice",
+    "arguments",
     "cli",
     "codegen",
     "execute",
