@@ -12,14 +12,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upconv import execute, execute_reorder
-from upconv.arguments import hashable, kinds
+from upconv.arguments import found, keep, kinds
 from upconv.codegen.threads import asked_for
 from upconv.planner import Plan
 from upconv.spec import ConvSpec, SpecError
@@ -98,7 +97,10 @@ _MOST_READY = 4096
 
 def _plain(array: Any) -> bool:
     """Whether a kernel can read the array where it stands."""
-    return _readable(array) and bool(array.flags.c_contiguous)
+    if type(array) is not np.ndarray:
+        return False
+    flags = array.flags  # made anew each time that it is asked for
+    return bool(flags.c_contiguous and flags.aligned)
 
 
 def _readable(array: Any) -> bool:
@@ -108,10 +110,7 @@ def _readable(array: Any) -> bool:
 
 def _again(key: Any, x: Any, weight: Any, bias: Any, out: Any = None) -> NDArray[Any] | None:
     """The result of a call whose like has been checked before, or None. Only `out`, which may be any, is checked again."""
-    try:
-        known = _ready.get(key)
-    except TypeError:
-        known = _looked_up(key)
+    known = found(_ready, key)
     if known is None:
         return None
     given = x, weight, bias
@@ -125,14 +124,6 @@ def _again(key: Any, x: Any, weight: Any, bias: Any, out: Any = None) -> NDArray
         return known(x, weight, bias)
     _check_out(out, known.shape, known.dtype, given)
     return known(x, weight, bias, out)
-
-
-def _looked_up(key: Any) -> execute.Ready | None:
-    """What is known of a call with lists among its arguments."""
-    try:
-        return _ready.get(hashable(key))
-    except TypeError:
-        return None
 
 
 def _key(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
@@ -166,18 +157,12 @@ def _run(
         _check_out(out, result_shape, x.dtype, (x, weight, bias))
     y = execute.forward(spec, batched, weight, bias, None if out is None else out.reshape(shape))
     if key is not None and key[1] == x.dtype:
-        _remember(key, execute.ready(spec, batched.shape, x.dtype.name, result_shape))
+        known = execute.ready(spec, batched.shape, x.dtype.name, result_shape)
+        if known is not None:
+            keep(_ready, key, known, _MOST_READY)
     if out is not None:
         return out  # type: ignore[no-any-return]
     return y if batched is x else y[0]
-
-
-def _remember(key: Any, known: execute.Ready | None) -> None:
-    with suppress(TypeError):  # something among the arguments that has no hash
-        if known is not None:
-            if len(_ready) >= _MOST_READY:
-                _ready.clear()
-            _ready[hashable(key)] = known
 
 
 def conv_transpose(
@@ -212,7 +197,7 @@ def conv_transpose(
     and float64 or a mix of the two.
     """
     layer = (True, _rank, stride, padding, output_padding, groups, dilation, output_size, padding_mode, activation)
-    key = _key(x, weight, bias, layer)
+    key = _key(x, weight, bias, *layer)
     known = _again(key, x, weight, bias, out)
     if known is not None:
         return known
@@ -261,7 +246,7 @@ def conv(
     `weight` is (out_channels, in_channels // groups, *kernel). The other arguments, and the errors raised, are those of
     `conv_transpose`; "same" needs stride 1.
     """
-    key = _key(x, weight, bias, (False, _rank, stride, padding, groups, dilation, padding_mode, activation))
+    key = _key(x, weight, bias, False, _rank, stride, padding, groups, dilation, padding_mode, activation)
     known = _again(key, x, weight, bias, out)
     if known is not None:
         return known

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, module, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Value, module, vector
 from upconv.kernels import columns, store
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
@@ -86,7 +86,7 @@ def emit(code: Code) -> str:
         x, weight, bias, y = (SLOTS.pointer(f, job, name, code.element) for name in ("x", "weight", "bias", "y"))
         part_w, rest = number % s["parts_w"], number // s["parts_w"]
         q0, q1 = _share(f, s, part_w, "positions")
-        ends = _ends(f, code, s, q0, q1)
+        ends = store.emit_ends(f, code.lanes, (s["inner_low"], s["inner_high"]), q0, q1)
         (first, last), rows = _share(f, s, rest // s["parts_h"], "planes"), _share(f, s, rest % s["parts_h"], "rows")
         apart = (last - first + (code.together - 1)) // code.together
         with f.loop(first, first + apart, name="plane") as plane, f.loop(*rows, name="row") as r:
@@ -133,16 +133,6 @@ def _of_padding(f: Function, code: Code, row: Row) -> Value:
     return over_d.results[0]
 
 
-def _ends(f: Function, code: Code, s: dict[str, Value], q0: Value, q1: Value) -> tuple[Value, Value, Value, Value]:
-    """(vectors at the head, those at the tail as well, where the inner part begins, where it ends) of positions q0 to q1."""
-    lanes = code.lanes
-    heads = (f.minimum(f.maximum(s["inner_low"], q0), q1) - q0 + (lanes - 1)) // lanes
-    low = f.minimum(q0 + heads * lanes, q1)
-    high = f.maximum(f.minimum(s["inner_high"], q1), low)
-    high = f.select(high - low >= lanes, high, low)
-    return heads, heads + (q1 - high + (lanes - 1)) // lanes, low, high
-
-
 def _emit_rows(
     f: Function, code: Code, copy: Function, s: dict[str, Value], rows: list[Row], ends: tuple[Value, Value, Value, Value],
     q0: Value, q1: Value, line: Value,
@@ -157,7 +147,7 @@ def _emit_rows(
         with f.loop(begin, end, span, name="q") as q:
             q = f.minimum(q, high - span)
             for row in rows:
-                _emit_weave(f, code, _sums(f, code, row, q, vectors), row, row.y[q * step])
+                store.emit_sums(f, code.store, _sums(f, code, row, q, vectors), row.offset, row.y[q * step])
         begin = end
     last = f.maximum(q1 - lanes, q0)
     with f.loop(0, both, name="end") as i:
@@ -166,7 +156,7 @@ def _emit_rows(
         straight = count.equals(lanes * step)
         for row in rows:
             target = f.select(straight, row.y[q * step], line)
-            _emit_weave(f, code, _sums(f, code, row, q, 1, s["size_w"]), row, target)
+            store.emit_sums(f, code.store, _sums(f, code, row, q, 1, s["size_w"]), row.offset, target)
             with f.otherwise(straight, name="rare"):
                 f.call(copy, [line, row.y[q * step], count])
 
@@ -201,15 +191,3 @@ def _read(f: Function, code: Code, source: Value, q: Value, at: int, size: Value
     if size is None:
         return f.load(code.type, source[at])
     return f.masked_load(code.type, source[at], f.lanes_between(q + at, 0, size, code.lanes))
-
-
-def _emit_weave(f: Function, code: Code, sums: list[Value], row: Row, out: Value) -> None:
-    """Stores sums, [phase][vector], with the phases of each position side by side."""
-    step, vectors = len(code.taps), len(sums) // len(code.taps)
-    for v in range(vectors):
-
-        def phase(a: Int, v: int = v) -> Value:
-            assert isinstance(a, int)
-            return sums[a * vectors + v]
-
-        store.emit_weave(f, code.store, phase, row.offset, f.value(step), out[v * code.lanes * step])

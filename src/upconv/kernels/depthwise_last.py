@@ -103,14 +103,10 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec, shape = problem.spec, band(problem, cropped=True)
-    rows: list[tuple[int, ...]] = []
-    taps: list[tuple[int, ...]] = []
     phases: list[tuple[int, int]] = []
     work: list[tuple[float, int, int, int, int]] = []
     at = 0
     for number, some in enumerate(phase_sets(problem)):
-        rows.append((len(taps), len(some.reads), *some.positions))
-        taps.extend(read.at for read in some.reads)
         columns = columns_of(problem, some)
         for place in some.phases:
             blocks = range(0, columns, how.block)
@@ -123,10 +119,10 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {
-        "work": positions.table([task for _, *task in work], WORK), "sets": positions.table(rows, positions.SET),
-        "taps": positions.table(taps, positions.TAP), "phases": positions.table(phases, PHASE),
-        "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
-    }  # fmt: skip
+        **positions.tables(problem),
+        "work": positions.table([task for _, *task in work], WORK),
+        "phases": positions.table(phases, PHASE),
+    }
     return jobs.Bound(slots, tables, len(work))
 
 

@@ -120,14 +120,10 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec, shape, sets = problem.spec, band(problem, cropped=True), phase_sets(problem)
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    rows: list[tuple[int, ...]] = []
-    taps: list[tuple[int, ...]] = []
     chunks: list[tuple[int, ...]] = []
     work: list[tuple[int, ...]] = []
     at = 0
     for number, phases in enumerate(sets):
-        rows.append((len(taps), len(phases.reads), *phases.positions))
-        taps.extend(read.at for read in phases.reads)
         first = len(chunks)
         for i, channel, channels in _chunks(spec, how.tile, phases):
             chunks.append((place_of(shape, phases.phases[i]) * spec.out_channels + channel, channel, channels, at))
@@ -141,10 +137,10 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "table_bytes": how.table_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     tables = {
-        "work": positions.table(work, indirect_code.WORK), "sets": positions.table(rows, positions.SET),
-        "taps": positions.table(taps, positions.TAP), "chunks": positions.table(chunks, indirect_code.CHUNK),
-        "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
-    }  # fmt: skip
+        **positions.tables(problem),
+        "work": positions.table(work, indirect_code.WORK),
+        "chunks": positions.table(chunks, indirect_code.CHUNK),
+    }
     return jobs.Bound(slots, tables, len(work))
 
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import overlap_add_last_code, register_tile, weights
+from upconv.kernels import overlap_add_last_code, register_tile, scatter, weights
 from upconv.kernels.geometry import folded
 from upconv.kernels.overlap_add_last_blocks import Blocking, lengths
 from upconv.kernels.overlap_add_last_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.overlap_add_last_code import TOGETHER, Code
-from upconv.kernels.scatter import as_transposed, axes, inputs_met, refuses, row_taps, tasks_of, work_of
+from upconv.kernels.scatter import axes, inputs_met, refuses, tasks_of
 from upconv.spec import Problem
 
 NAME = "overlap_add_last"
@@ -74,32 +74,14 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec = problem.spec
-    dims = axes(problem)
-    rows = row_taps(spec)
-    starts = np.cumsum([0] + [len(taps) for taps in rows])
-    kernel, step, crop, _ = as_transposed(spec, spec.rank - 1)
-    reach, rest = 1 - dims[2].least, kernel % step
-    whole = reach - (rest > 0)
     slots = {
-        **{f"size_{n}": a.size for n, a in zip("dhw", dims, strict=True)},
-        **{f"out_{n}": a.out_size for n, a in zip("dhw", dims, strict=True)},
-        **{f"step_{n}": a.step for n, a in zip("dhw", dims, strict=True)},
-        "least_d": dims[0].least, "least_h": dims[1].least, "most_d": dims[0].most, "most_h": dims[1].most,
-        "channels": spec.in_channels, "channels_out": spec.out_channels, "crop_w": crop, "reach": reach, "whole": whole,
-        "tail": rest * spec.out_channels, "cut": max(len(taps) for taps in rows) * whole, "wide": how.wide,
-        "narrow": how.narrow, "pitch": how.pitch, "vectors": how.vectors, "room": how.room,
-        "rows": how.rows, "ring": how.ring, "spare": how.cells, "table_bytes": how.table_bytes,
-        "row_bytes": how.row_bytes, "bias_bytes": how.bias_bytes, "met_bytes": how.met_bytes,
+        **scatter.slots(problem), "channels": spec.in_channels, "channels_out": spec.out_channels,
+        "tail": scatter.rest(spec) * spec.out_channels, "wide": how.wide, "narrow": how.narrow, "pitch": how.pitch,
+        "vectors": how.vectors, "room": how.room, "rows": how.rows, "ring": how.ring, "spare": how.cells,
+        "table_bytes": how.table_bytes, "row_bytes": how.row_bytes, "bias_bytes": how.bias_bytes, "met_bytes": how.met_bytes,
         "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
-    firsts = (0, dims[0].first, dims[1].first, dims[2].first)
-    work = work_of(lengths(problem), firsts, how.block)
-    tables = {
-        "work": np.array(work, np.int64),
-        "phases": np.array([(int(start), len(taps)) for start, taps in zip(starts, rows, strict=False)], np.int64),
-        "taps": np.array([(tap * spec.out_channels, *offsets) for taps in rows for tap, *offsets in taps], np.int64),
-    }
-    return jobs.Bound(slots, tables, len(work))
+    return jobs.Bound(slots, scatter.tables(problem, lengths(problem), how.block), tasks(problem, how))
 
 
 # -- code --------------------------------------------------------------------------------------------------------------

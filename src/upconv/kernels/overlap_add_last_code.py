@@ -22,9 +22,6 @@ SLOTS = jobs.Slots(
         "row_bytes", "bias_bytes", "met_bytes",
     )
 )  # fmt: skip
-WORK, PHASE, TAP = 8, 2, 3
-"""Numbers a task: first image and end, first position and end in d, h and w; a phase of rows (d and h): first tap, taps; a tap of
-rows: its first column in a patch, and how far from the output's position its input is in d and h."""
 TOGETHER = 4
 """Positions whose outputs are summed together."""
 
@@ -58,10 +55,6 @@ def _slots(f: Function, job: Value) -> dict[str, Value]:
     return {name: SLOTS.read(f, job, name) for name in SLOTS.names[SLOTS.names.index("channels") :]}
 
 
-def _work(f: Function, work: Value) -> list[Value]:
-    return [f.load("i64", work[i]) for i in range(WORK)]
-
-
 def _block(f: Function, s: dict[str, Value], work: list[Value]) -> _Block:
     """The block of a task. Planes outside x have no cells; positions outside it have, of zeros."""
     image, _, d, end_d, _, _, w, end_w = work
@@ -78,8 +71,8 @@ def emit(code: Code) -> str:
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = _slots(f, job)
-        place = SLOTS.pointer(f, job, "work", "i64")[number * WORK]
-        work = _work(f, place)
+        place = SLOTS.pointer(f, job, "work", "i64")[number * scatter.WORK]
+        work = scatter.emit_work(f, place)
         image, end_image, d, end_d, h, end_h, _, _ = work
         table, rest = workspace, workspace[s["table_bytes"]]
         row, rest = rest, rest[s["row_bytes"]]
@@ -120,7 +113,7 @@ def _emit_table(code: Code) -> Function:
     f = Function("table", parameters, "i64", "internal noinline nounwind")
     job, work, table, patches, low_h, high_h = f.arguments
     s = _slots(f, job)
-    numbers = _work(f, work.of("i64"))
+    numbers = scatter.emit_work(f, work.of("i64"))
     b = _block(f, s, numbers)
     end_image, end_w = numbers[1], numbers[7]
     x = SLOTS.pointer(f, job, "x", tile.element)
@@ -190,32 +183,6 @@ def _emit_patches(code: Code) -> Function:
     return f
 
 
-def _emit_met(f: Function, job: Value, s: dict[str, Value], b: _Block, phase: Value, at: tuple[Value, Value, Value],
-              patches: Value, met: Value) -> Value:  # fmt: skip
-    """Lists where what a row's outputs have of the patches begins, for each line of x that they meet; returns how many do.
-
-    Each line has `reach` of them, an input further back each; if the kernel ends within the last ones, these are listed from
-    `cut` on.
-    """
-    n, qd, qh = at
-    entry = SLOTS.pointer(f, job, "phases", "i64")[phase * PHASE]
-    first, taps = f.load("i64", entry), f.load("i64", entry[1])
-    found = Carry([f.value(0)])
-    with f.loop(first, first + taps, name="tap", carry=found) as tap:
-        (number,) = found.values
-        row = SLOTS.pointer(f, job, "taps", "i64")[tap * TAP]
-        column, off_d, off_h = (f.load("i64", row[i]) for i in range(TAP))
-        d, h = qd + off_d, qh + off_h
-        there = f.compare("ult", d, s["size_d"]) & f.compare("ult", h, s["size_h"])
-        line = patches[b.line(n, d, h) * s["pitch"] + column]
-        with f.when(there, name="there"), f.loop(0, s["reach"], name="back") as back:
-            start = line[(s["reach"] - 1 - back) * s["pitch"] + back * s["step_w"] * s["channels_out"]]
-            place = f.select(back < s["whole"], number * s["whole"] + back, s["cut"] + number)
-            f.store(start, met[place], 8)
-        found.next = [number + f.select(there, 1, 0)]
-    return found.results[0]
-
-
 def _emit_row(code: Code, copy: Function) -> Function:
     """`row(job, work, phase, n, qd, qh, patches, bias, met, sums, line)`: a block's part of one row of y.
 
@@ -229,9 +196,16 @@ def _emit_row(code: Code, copy: Function) -> Function:
     bias, to, line, patches = (pointer.of(tile.element) for pointer in (bias, to, line, patches))
     met = met.of("i64")
     s = _slots(f, job)
-    numbers = _work(f, work.of("i64"))
+    numbers = scatter.emit_work(f, work.of("i64"))
     first, end, pitch, each = numbers[6], numbers[7], s["pitch"], s["step_w"] * s["channels_out"]
-    count = _emit_met(f, job, s, _block(f, s, numbers), phase, (n, qd, qh), patches, met)
+    b = _block(f, s, numbers)
+
+    def entry(tap: Value, d: Value, h: Value, back: Value) -> list[Value]:
+        """Where what a row's outputs have of the patches of a row of taps begins: an input further back each."""
+        line = patches[b.line(n, d, h) * pitch + tap * s["channels_out"]]
+        return [line[(s["reach"] - 1 - back) * pitch + back * each]]
+
+    count = scatter.emit_met(f, SLOTS, job, s, phase, (qd, qh), met, entry)
     cut = met[s["cut"]]
     some_cut = f.select(s["tail"].equals(0), 0, count)
     zero = Value(f, "zeroinitializer", tile.type)

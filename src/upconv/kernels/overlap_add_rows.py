@@ -18,11 +18,11 @@ import numpy as np
 
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
-from upconv.kernels import overlap_add_rows_code, register_tile, store, weights
+from upconv.kernels import overlap_add_rows_code, register_tile, scatter, store, weights
 from upconv.kernels.geometry import folded
 from upconv.kernels.overlap_add_rows_blocks import Blocking, lengths, offers
 from upconv.kernels.overlap_add_rows_code import Code
-from upconv.kernels.scatter import as_transposed, axes, inputs_met, refuses, row_taps, tasks_of, work_of
+from upconv.kernels.scatter import axes, inputs_met, refuses, tasks_of
 from upconv.spec import Problem
 
 NAME = "overlap_add_rows"
@@ -91,29 +91,16 @@ def packing(problem: Problem, how: Blocking) -> object:
 
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
-    spec, dims, rows = problem.spec, axes(problem), row_taps(problem.spec)
-    starts = np.cumsum([0] + [len(taps) for taps in rows])
-    crop, reach = as_transposed(spec, spec.rank - 1)[2], 1 - dims[2].least
-    whole = reach - (_rest(problem) > 0)
+    spec = problem.spec
     slots = {
-        **{f"size_{n}": a.size for n, a in zip("dhw", dims, strict=True)},
-        **{f"out_{n}": a.out_size for n, a in zip("dhw", dims, strict=True)},
-        **{f"step_{n}": a.step for n, a in zip("dhw", dims, strict=True)},
-        "least_d": dims[0].least, "least_h": dims[1].least, "most_d": dims[0].most, "most_h": dims[1].most,
-        "channels": how.channels, "channels_out": spec.out_channels // spec.groups, "groups": spec.groups, "crop_w": crop,
-        "reach": reach, "whole": whole, "cut": max(len(taps) for taps in rows) * whole, "tile_blocks": how.tile_blocks,
-        "tap_count": prod(spec.kernel_size), "rows": how.rows, "ring": how.ring, "lines": how.lines, "cells": how.cells,
-        "panel_pitch": how.panel_pitch, "plane_pitch": how.plane_pitch, "pitch": how.pitch, "line_bytes": how.line_bytes,
-        "met_bytes": how.met_bytes, "panel_bytes": how.panel_bytes, "workspace_bytes": how.workspace_bytes,
+        **scatter.slots(problem), "channels": how.channels, "channels_out": spec.out_channels // spec.groups, "groups": spec.groups,
+        "tile_blocks": how.tile_blocks, "tap_count": prod(spec.kernel_size), "rows": how.rows, "ring": how.ring, "lines": how.lines,
+        "cells": how.cells, "panel_pitch": how.panel_pitch, "plane_pitch": how.plane_pitch, "pitch": how.pitch,
+        "line_bytes": how.line_bytes, "met_bytes": how.met_bytes, "panel_bytes": how.panel_bytes,
+        "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
-    work = work_of(lengths(problem), (0, dims[0].first, dims[1].first, dims[2].first), how.sizes)
-    tables = {
-        "work": np.array(work, np.int64),
-        "phases": np.array([(int(start), len(taps)) for start, taps in zip(starts, rows, strict=False)], np.int64),
-        "taps": np.array([tap for taps in rows for tap in taps], np.int64),
-        "all": np.array([(0, 0, 1)], np.int64),
-    }
-    return jobs.Bound(slots, tables, len(work))
+    tables = {**scatter.tables(problem, lengths(problem), how.sizes), "all": np.array([(0, 0, 1)], np.int64)}
+    return jobs.Bound(slots, tables, tasks(problem, how))
 
 
 # -- code --------------------------------------------------------------------------------------------------------------
@@ -125,15 +112,9 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     return f"{kind}_f{problem.itemsize * 8}_{NAME}_{how.tile}_{target.name}"
 
 
-def _rest(problem: Problem) -> int:
-    """Phases that a row's last taps serve, where these are not all."""
-    kernel, step, *_ = as_transposed(problem.spec, problem.spec.rank - 1)
-    return kernel % step
-
-
 def _code(problem: Problem, how: Blocking) -> Code:
     finish = store.store_of(how.tile.element, how.tile.lanes, how.step, problem.spec.activation)
-    return Code(how.tile, finish, _rest(problem))
+    return Code(how.tile, finish, scatter.rest(problem.spec))
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:

@@ -23,10 +23,8 @@ SLOTS = jobs.Slots(
         "pitch", "line_bytes", "met_bytes", "panel_bytes",
     )
 )  # fmt: skip
-WORK, PHASE, TAP, MET = 8, 2, 3, 2
-"""Numbers a task: first image and end, first position and end in d, h and w, an image being one group's; a phase of rows (d and h):
-first tap, taps; a row of taps: its first tap, and how far from the output's position its input is in d and h; a row of patches that
-is met: where, and how many inputs back."""
+MET = 2
+"""Numbers a row of patches that an output meets."""
 SUMS = 8
 """Sums at a time: as many as the latency of an addition asks for, and half of the registers hold."""
 PLACES = 4
@@ -62,10 +60,6 @@ def _slots(f: Function, job: Value) -> dict[str, Value]:
     return {name: SLOTS.read(f, job, name) for name in SLOTS.names[SLOTS.names.index("channels") :]}
 
 
-def _work(f: Function, work: Value) -> list[Value]:
-    return [f.load("i64", work[i]) for i in range(WORK)]
-
-
 def _block(f: Function, s: dict[str, Value], work: list[Value]) -> _Block:
     """The block of a task: planes and columns outside x have no cells."""
     d, end_d, w, end_w = work[2], work[3], work[6], work[7]
@@ -83,8 +77,8 @@ def emit(code: Code) -> str:
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = _slots(f, job)
-        place = SLOTS.pointer(f, job, "work", "i64")[number * WORK]
-        image, _, d, end_d, h, end_h, _, _ = _work(f, place)
+        place = SLOTS.pointer(f, job, "work", "i64")[number * scatter.WORK]
+        image, _, d, end_d, h, end_h, _, _ = scatter.emit_work(f, place)
         line, rest = workspace.of(tile.element), workspace[s["line_bytes"]]
         met, rest = rest, rest[s["met_bytes"]]
         panel, patches = rest.of(tile.element), rest[s["panel_bytes"]].of(tile.element)
@@ -121,7 +115,7 @@ def _emit_lines(code: Code, copy: Function, do_tiles: tuple[Function, Function])
     job, work, panel, patches, low, high = f.arguments
     panel, patches = panel.of(tile.element), patches.of(tile.element)
     s = _slots(f, job)
-    numbers = _work(f, work.of("i64"))
+    numbers = scatter.emit_work(f, work.of("i64"))
     b, image = _block(f, s, numbers), numbers[0]
     image_size = s["size_d"] * s["size_h"] * s["size_w"]
     x = SLOTS.pointer(f, job, "x", tile.element)[image * s["channels"] * image_size]
@@ -169,32 +163,6 @@ def _emit_copied(
                 f.call(copy, [there, to, length])
 
 
-def _emit_met(
-    f: Function, job: Value, s: dict[str, Value], b: _Block, phase: Value, at: tuple[Value, Value], patches: Value, met: Value
-) -> Value:
-    """Lists where the patches that a row's outputs add up begin, for column 0 of x; returns how many rows of taps there are.
-
-    Each has `reach` entries, an input further back each; if the taps end within the last ones, these are listed from `cut` on.
-    """
-    qd, qh = at
-    entry = SLOTS.pointer(f, job, "phases", "i64")[phase * PHASE]
-    first, taps = f.load("i64", entry), f.load("i64", entry[1])
-    found = Carry([f.value(0)])
-    with f.loop(first, first + taps, name="tap", carry=found) as tap:
-        (number,) = found.values
-        row = SLOTS.pointer(f, job, "taps", "i64")[tap * TAP]
-        tap_w, off_d, off_h = (f.load("i64", row[i]) for i in range(TAP))
-        d, h = qd + off_d, qh + off_h
-        there = f.compare("ult", d, s["size_d"]) & f.compare("ult", h, s["size_h"])
-        line = patches[(d - b.low_d) * s["plane_pitch"] + h % s["ring"] * s["cells"] + tap_w * s["pitch"] - b.first]
-        with f.when(there, name="there"), f.loop(0, s["reach"], name="back") as back:
-            place = f.select(back < s["whole"], number * s["whole"] + back, s["cut"] + number)
-            f.store(line[back * (s["step_w"] * s["pitch"] - 1)], met[place * MET], 8)
-            f.store(back, met[place * MET + 1], 8)
-        found.next = [number + f.select(there, 1, 0)]
-    return found.results[0]
-
-
 def _emit_row(code: Code, copy: Function) -> Function:
     """`row(job, work, phase, qd, qh, patches, met, line, bias, y)`: a block's part of one row of y, of all channels.
 
@@ -208,13 +176,21 @@ def _emit_row(code: Code, copy: Function) -> Function:
     patches, line, bias, y = (pointer.of(tile.element) for pointer in (patches, line, bias, y))
     met = met.of("i64")
     s = _slots(f, job)
-    numbers = _work(f, work.of("i64"))
+    numbers = scatter.emit_work(f, work.of("i64"))
     q0, q1, crop, plane = numbers[6], numbers[7], s["crop_w"], s["out_d"] * s["out_h"] * s["out_w"]
-    count = _emit_met(f, job, s, _block(f, s, numbers), phase, (qd, qh), patches, met)
+    b = _block(f, s, numbers)
+
+    def entry(tap: Value, d: Value, h: Value, back: Value) -> list[Value]:
+        """Where the patches of a row's tap begin for column 0 of x, and how many inputs back it reaches."""
+        line = (d - b.low_d) * s["plane_pitch"] + h % s["ring"] * s["cells"] + tap * s["pitch"] - b.first
+        return [patches[line][back * (s["step_w"] * s["pitch"] - 1)], back]
+
+    count = scatter.emit_met(f, SLOTS, job, s, phase, (qd, qh), met, entry)
     lists = [(met, count * s["whole"], step)]
     if code.rest:
         lists.append((met[s["cut"] * MET], count, code.rest))
-    heads, ends, low, high = _ends(f, code, s, q0, q1)
+    inner = f.maximum(s["reach"] - 1, (crop + (step - 1)) // step), f.minimum(s["size_w"], (s["out_w"] + crop) // step)
+    heads, ends, low, high = store.emit_ends(f, tile.lanes, inner, q0, q1)
     with f.loop(0, s["channels_out"], name="m") as m:
         offset, row, patch = f.load(tile.element, bias[m]), y[m * plane], m * s["tap_count"] * s["pitch"]
         begin = low
@@ -223,26 +199,15 @@ def _emit_row(code: Code, copy: Function) -> Function:
             end = begin + (high - begin) // span * span if vectors > 1 else high
             with f.loop(begin, end, span, name="q") as at:
                 q = f.minimum(at, high - span)
-                _emit_weave(f, code, _sums(f, code, s, lists, patch + q, vectors), offset, row[q * step - crop])
+                store.emit_sums(f, code.store, _sums(f, code, s, lists, patch + q, vectors), offset, row[q * step - crop])
             begin = end
         with f.loop(0, ends, name="end") as i:
             q = f.select(i < heads, q0 + i * tile.lanes, high + (i - heads) * tile.lanes)
-            _emit_weave(f, code, _sums(f, code, s, lists, patch + q, 1, q), offset, line)
+            store.emit_sums(f, code.store, _sums(f, code, s, lists, patch + q, 1, q), offset, line)
             first = f.maximum(q * step - crop, 0)
             last = f.minimum(f.minimum(q + tile.lanes, q1) * step - crop, s["out_w"])
             f.call(copy, [line[first + crop - q * step], row[first], last - first])
     return f
-
-
-def _ends(f: Function, code: Code, s: dict[str, Value], q0: Value, q1: Value) -> tuple[Value, Value, Value, Value]:
-    """(vectors at the head, those at the tail as well, where the inner part begins, where it ends) of positions q0 to q1."""
-    lanes, step = code.tile.lanes, code.store.step
-    inner = f.maximum(s["reach"] - 1, (s["crop_w"] + (step - 1)) // step)
-    heads = (f.minimum(f.maximum(inner, q0), q1) - q0 + (lanes - 1)) // lanes
-    low = f.minimum(q0 + heads * lanes, q1)
-    high = f.maximum(f.minimum(f.minimum(s["size_w"], (s["out_w"] + s["crop_w"]) // step), q1), low)
-    high = f.select(high - low >= lanes, high, low)
-    return heads, heads + (q1 - high + (lanes - 1)) // lanes, low, high
 
 
 def _sums(
@@ -268,15 +233,3 @@ def _sums(
             over.next = total
         sums = over.results
     return sums
-
-
-def _emit_weave(f: Function, code: Code, sums: list[Value], offset: Value, out: Value) -> None:
-    """Stores sums, [phase][vector], with the phases of each position side by side."""
-    step, vectors = code.store.step, len(sums) // code.store.step
-    for v in range(vectors):
-
-        def phase(a: Int, v: int = v) -> Value:
-            assert isinstance(a, int)
-            return sums[a * vectors + v]
-
-        store.emit_weave(f, code.store, phase, offset, f.value(step), out[v * code.tile.lanes * step])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,17 @@ def slots(problem: Problem) -> dict[str, int]:
         **{f"out_{n}": a.out_size for n, a in axes.items()}, **{f"out_step_{n}": a.out_step for n, a in axes.items()},
         "x_channels": problem.spec.in_channels, "y_channels": problem.spec.out_channels,
     }  # fmt: skip
+
+
+def tables(problem: Problem) -> dict[str, NDArray[np.int64]]:
+    """The sets of phases and what their taps read, and a row of zeros."""
+    rows: list[tuple[int, ...]] = []
+    taps: list[tuple[int, ...]] = []
+    for phases in phase_sets(problem):
+        rows.append((len(taps), len(phases.reads), *phases.positions))
+        taps.extend(read.at for read in phases.reads)
+    zeros = np.zeros(ceil(problem.spec.in_channels * problem.itemsize / 8), np.int64)
+    return {"sets": table(rows, SET), "taps": table(taps, TAP), "zeros": zeros}
 
 
 def table(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ A transposed convolution is one as it stands, a convolution with stride 1 is one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +13,10 @@ from itertools import product
 from math import ceil, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
-from upconv.codegen.ir import Function, Value
+from upconv.codegen.ir import Carry, Function, Value
+from upconv.kernels.job import Slots
 from upconv.shapes.phase import phase_taps
 from upconv.spec import ConvSpec, Problem
 
@@ -123,7 +125,80 @@ def _met(axis: Axis, size: int) -> int:
     return int(np.maximum(last - first, 0).sum())
 
 
+# -- the job -----------------------------------------------------------------------------------------------------------
+
+WORK, PHASE, TAP = 8, 2, 3
+"""Numbers a task: first image and end, first position and end in d, h and w; a phase of rows (d and h): first tap, taps; a row of
+taps: its first tap, and how far from the output's position its input is in d and h."""
+
+
+def rest(spec: ConvSpec) -> int:
+    """Phases that a row's last taps serve, where these are not all."""
+    kernel, step, *_ = as_transposed(spec, spec.rank - 1)
+    return kernel % step
+
+
+def slots(problem: Problem) -> dict[str, int]:
+    """Sizes and steps, what outputs meet in d and h, in w how many inputs in a row (`reach`), `whole` of them in all phases."""
+    spec, dims = problem.spec, axes(problem)
+    d, h, w = dims
+    reach = 1 - w.least
+    whole = reach - (rest(spec) > 0)
+    return {
+        **{f"size_{n}": a.size for n, a in zip("dhw", dims, strict=True)},
+        **{f"out_{n}": a.out_size for n, a in zip("dhw", dims, strict=True)},
+        **{f"step_{n}": a.step for n, a in zip("dhw", dims, strict=True)},
+        "least_d": d.least, "least_h": h.least, "most_d": d.most, "most_h": h.most,
+        "crop_w": as_transposed(spec, spec.rank - 1)[2], "reach": reach, "whole": whole,
+        "cut": max(len(taps) for taps in row_taps(spec)) * whole,
+    }  # fmt: skip
+
+
+def tables(problem: Problem, lengths: Sizes, sizes: Sizes) -> dict[str, NDArray[np.int64]]:
+    """The tasks, and the phases of rows with their taps."""
+    d, h, w = axes(problem)
+    rows = row_taps(problem.spec)
+    starts = np.cumsum([0] + [len(taps) for taps in rows])
+    return {
+        "work": np.array(work_of(lengths, (0, d.first, h.first, w.first), sizes), np.int64),
+        "phases": np.array([(int(start), len(taps)) for start, taps in zip(starts, rows, strict=False)], np.int64),
+        "taps": np.array([tap for taps in rows for tap in taps], np.int64),
+    }
+
+
 # -- code --------------------------------------------------------------------------------------------------------------
+
+
+def emit_work(f: Function, work: Value) -> list[Value]:
+    """A task's numbers."""
+    return [f.load("i64", work[i]) for i in range(WORK)]
+
+
+def emit_met(
+    f: Function, slots: Slots, job: Value, s: dict[str, Value], phase: Value, at: tuple[Value, Value], met: Value,
+    entry: Callable[[Value, Value, Value, Value], list[Value]],
+) -> Value:  # fmt: skip
+    """Lists the patches that a row's outputs, at these positions in d and h, add up; returns how many rows of taps there are.
+
+    Each has `reach` of them, an input further back each; if the taps end within the last ones, these are listed from `cut` on.
+    `entry` gives what is listed of (first tap of the row, d and h of the input, inputs back).
+    """
+    qd, qh = at
+    start = slots.pointer(f, job, "phases", "i64")[phase * PHASE]
+    first, taps = f.load("i64", start), f.load("i64", start[1])
+    found = Carry([f.value(0)])
+    with f.loop(first, first + taps, name="tap", carry=found) as tap:
+        (number,) = found.values
+        row = slots.pointer(f, job, "taps", "i64")[tap * TAP]
+        tap_w, off_d, off_h = (f.load("i64", row[i]) for i in range(TAP))
+        d, h = qd + off_d, qh + off_h
+        there = f.compare("ult", d, s["size_d"]) & f.compare("ult", h, s["size_h"])
+        with f.when(there, name="there"), f.loop(0, s["reach"], name="back") as back:
+            place, listed = f.select(back < s["whole"], number * s["whole"] + back, s["cut"] + number), entry(tap_w, d, h, back)
+            for i, value in enumerate(listed):
+                f.store(value, met[place * len(listed) + i], 8)
+        found.next = [number + f.select(there, 1, 0)]
+    return found.results[0]
 
 
 @contextmanager

@@ -145,6 +145,30 @@ def emit_weave(f: Function, store: Store, streams: Streams, offset: Value, step:
             f.store(column, out[step * i + first])
 
 
+def emit_sums(f: Function, store: Store, sums: list[Value], offset: Value, out: Value) -> None:
+    """The same for sums of several vectors of columns side by side, [phase][vector]; at most as many phases as lanes."""
+    vectors = len(sums) // store.step
+    for v in range(vectors):
+
+        def phase(a: Int, v: int = v) -> Value:
+            assert isinstance(a, int)
+            return sums[a * vectors + v]
+
+        emit_weave(f, store, phase, offset, f.value(store.step), out[v * store.lanes * store.step])
+
+
+def emit_ends(f: Function, lanes: int, inner: tuple[Value, Value], q0: Value, q1: Value) -> tuple[Value, Value, Value, Value]:
+    """(vectors at the head, those at the tail as well, where the inner part begins, where it ends) of positions q0 to q1.
+
+    `inner` is from where to where a vector's reads and outputs may lie.
+    """
+    heads = (f.minimum(f.maximum(inner[0], q0), q1) - q0 + (lanes - 1)) // lanes
+    low = f.minimum(q0 + heads * lanes, q1)
+    high = f.maximum(f.minimum(inner[1], q1), low)
+    high = f.select(high - low >= lanes, high, low)
+    return heads, heads + (q1 - high + (lanes - 1)) // lanes, low, high
+
+
 @dataclass(frozen=True, slots=True)
 class Writer:
     """Emitted helpers that finish a vector's outputs."""

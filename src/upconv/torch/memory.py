@@ -6,15 +6,13 @@ since is left out.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from upconv import execute
-from upconv.arguments import hashable, kinds
+from upconv import arguments, execute
 from upconv.codegen.threads import asked_for
 from upconv.spec import ConvSpec
 from upconv.torch import arrays
@@ -38,24 +36,12 @@ execute.forgetters.append(_forget)
 
 def _key(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> Any:
     """What the checks of a call depend on."""
-    return x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, asked_for(), asked, kinds(asked)
+    return x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, asked_for(), asked, arguments.kinds(asked)
 
 
 def _find(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> execute.Ready | None:
-    key = _key(x, weight, bias, asked)
-    try:
-        known = _ready.get(key)
-    except TypeError:
-        known = _looked_up(key)
+    known = arguments.found(_ready, _key(x, weight, bias, asked))
     return None if known is None or refusal(x, weight, bias) is not None or x.is_neg() else known
-
-
-def _looked_up(key: Any) -> execute.Ready | None:
-    """What is known of a call with lists among its arguments."""
-    try:
-        return _ready.get(hashable(key))
-    except TypeError:
-        return None
 
 
 def again(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> Tensor | None:
@@ -72,11 +58,8 @@ def again(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]
 def keep(spec: ConvSpec, batched: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> None:
     """Keep what runs calls of this kind, where a kernel alone does."""
     known = arrays.ready(spec, batched.shape, x.dtype, x.dim() == batched.dim())
-    with suppress(TypeError):  # something among the arguments that has no hash
-        if known is not None:
-            if len(_ready) >= _MOST:
-                _ready.clear()
-            _ready[hashable(_key(x, weight, bias, asked))] = known
+    if known is not None:
+        arguments.keep(_ready, _key(x, weight, bias, asked), known, _MOST)
 
 
 class Last:
