@@ -34,15 +34,25 @@ class Target:
     masks: bool
     """Whether masked loads and stores cost about what plain ones do."""
     fma: bool = True
+    fmas: int = 2
+    """Multiply-adds of whole vectors that start in a cycle."""
     hertz: float = 3e9
     """A nominal clock, for estimates that are compared with each other only."""
 
     def lanes(self, itemsize: int) -> int:
         return self.vector_bytes // itemsize
 
+    def vectors(self, itemsize: int) -> tuple[tuple[int, float], ...]:
+        """(lanes, cycles of a multiply-add) of the vectors that tiles are made of: whole ones, and halves of those of 64 bytes.
+
+        Where a multiply-add of whole ones takes a cycle, halves do as much work in it, and waste fewer lanes of few columns.
+        """
+        whole = (self.lanes(itemsize), 1 / self.fmas)
+        return (whole, (whole[0] // 2, 0.5)) if self.vector_bytes == 64 else (whole,)
+
     def peak_flops(self, itemsize: int) -> float:
-        """Nominal flops a second of one thread: two fused multiply-adds a cycle."""
-        return 4 * self.lanes(itemsize) * self.hertz
+        """Nominal flops a second of one thread."""
+        return 2 * self.fmas * self.lanes(itemsize) * self.hertz
 
 
 X86_LEVELS = {  # name -> (LLVM cpu, vector bytes, vector registers)
@@ -50,6 +60,9 @@ X86_LEVELS = {  # name -> (LLVM cpu, vector bytes, vector registers)
     "avx2": ("x86-64-v3", 32, 16),
     "sse2": ("x86-64", 16, 16),
 }
+
+HALVED = ("znver4", "cannonlake", "icelake-client", "tigerlake", "rocketlake")
+"""Processors, in LLVM's names, that take vectors of 64 bytes in two halves, or on two units at once: one multiply-add a cycle."""
 
 
 def _cache_size(index: int, default: int) -> int:
@@ -92,7 +105,10 @@ def host(level: str | None = None) -> Target:
         generic, width, registers = X86_LEVELS[chosen]
         if chosen == best:
             flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))
-            return Target(chosen, triple, cpu, flags, width, registers, l1, l2, masks=chosen == "avx512", fma=chosen != "sse2")
+            fmas = 1 if chosen == "avx512" and cpu in HALVED else 2
+            return Target(
+                chosen, triple, cpu, flags, width, registers, l1, l2, masks=chosen == "avx512", fma=chosen != "sse2", fmas=fmas
+            )
         return Target(chosen, triple, generic, "", width, registers, l1, l2, masks=chosen == "avx512", fma=chosen != "sse2")
     if level:
         raise ValueError(f"UPCONV_TARGET is {level!r}: it is for x86-64, this machine is {arch}")

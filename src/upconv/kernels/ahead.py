@@ -14,9 +14,9 @@ from upconv.kernels.job import Slots
 from upconv.kernels.microkernel import Finish
 from upconv.kernels.register_tile import Tile
 
-COUNT, RATE, NEXT, LEFT, PLANE, STEP, BASE, ENTRIES = range(8)
-"""Numbers in front of a list: its entries, how many a tile asks for, the next one, the planes that are left, this plane's place and
-the next one's distance, and the array that they are in."""
+COUNT, RATE, TIMES, NEXT, LEFT, PLANE, STEP, BASE, ENTRIES = range(9)
+"""Numbers in front of a list: its entries, how many of a plane's a tile asks for and in how many planes, the next one, the planes
+that are left, this plane's place and the next one's distance, and the array that they are in."""
 
 NOWHERE = -(1 << 62)
 """The end of no run."""
@@ -110,9 +110,10 @@ def emit_read(element: str, slots: Slots, reach: tuple[int, int]) -> Function:
 def emit_begin(f: Function, numbers: Value, array: Value, plane: Int, step: Value, planes: Value, tiles: Value) -> None:
     """Has the next `tiles` register tiles ask for a list's lines in `planes` planes, from `plane` on, `step` elements apart."""
     numbers = numbers.of("i64")
-    each = f.maximum(tiles // planes, 1)
+    each, several = f.maximum(tiles // planes, 1), f.maximum(tiles, 1)
     rate = (f.load("i64", numbers[COUNT]) + (each - 1)) // each
-    values = ((RATE, rate), (NEXT, 0), (LEFT, planes), (PLANE, plane), (STEP, step), (BASE, array))
+    times = (planes + (several - 1)) // several
+    values = ((RATE, rate), (TIMES, times), (NEXT, 0), (LEFT, planes), (PLANE, plane), (STEP, step), (BASE, array))
     for at, value in values:
         f.store(f.value(value), numbers[at])
 
@@ -127,9 +128,9 @@ def asking(element: str) -> Finish:
 
     def ask(f: Function, tile: Tile, ir: Value, given: list[Value]) -> None:
         for numbers, write in zip((n.of("i64") for n in given), (True, False), strict=True):
-            left = f.load("i64", numbers[LEFT])
-            with f.when(left > 0, name="ask"):
-                rate, first, count, plane = (f.load("i64", numbers[at]) for at in (RATE, NEXT, COUNT, PLANE))
+            times = f.minimum(f.load("i64", numbers[TIMES]), f.load("i64", numbers[LEFT]))
+            with f.loop(0, times, name="ask"):
+                rate, first, count, plane, left = (f.load("i64", numbers[at]) for at in (RATE, NEXT, COUNT, PLANE, LEFT))
                 array = f.load_pointer(numbers[BASE], element)[plane]
                 with f.loop(first, f.minimum(first + rate, count), name="line") as entry:
                     f.prefetch(array[f.load("i64", numbers[ENTRIES + entry])], write=write)

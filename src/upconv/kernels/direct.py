@@ -277,6 +277,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     read = how.splits * packed + 1 - packed
     moved = (prod(problem.input_shape) * read + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
+    streamed /= register_tile.TURNED if tile.turned else 1.0
     return register_tile.seconds(target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
 
 

@@ -29,6 +29,8 @@ class Tile:
     vectors: int
     turned: int = 0
     asks: bool = True
+    cycles: float = 0.5
+    """That the multiply-add of a vector takes, of many that wait for nothing."""
 
     @property
     def width(self) -> int:
@@ -51,11 +53,14 @@ def fits(rows: int, vectors: int, target: Target) -> bool:
 
 def tiles(element: str, target: Target) -> list[Tile]:
     """Every tile the registers hold, the widest use first."""
-    lanes = target.lanes(SIZES[element])
     most = 14 if target.registers > 16 else 6
-    found = [
-        Tile(element, lanes, rows, vectors) for rows in range(1, most + 1) for vectors in range(1, 9) if fits(rows, vectors, target)
-    ]
+    every = (
+        Tile(element, lanes, rows, vectors, cycles=cycles)
+        for lanes, cycles in target.vectors(SIZES[element])
+        for rows in range(1, most + 1)
+        for vectors in range(1, 9)
+    )
+    found = [tile for tile in every if fits(tile.rows, tile.vectors, target)]
     return sorted(found, key=lambda t: (-t.rows * t.vectors, t.vectors))
 
 
@@ -65,25 +70,34 @@ five take longer than the weights take to come from the third-level cache."""
 
 
 def turned_tile(element: str, target: Target, columns: float) -> Tile:
-    """The turned tile for so many columns: of FEW, or else of the most there are."""
-    lanes = target.lanes(SIZES[element])
+    """The turned tile for so many columns: of FEW, or else of the most there are.
+
+    Of half vectors where there are: 1024 -> 512 k4s2 on 2 x 2, all weights, takes 0.82 ms in 16 rows, 1.36 in 32. Measured.
+    """
+    lanes, cycles = target.vectors(SIZES[element])[-1]
     if columns <= FEW < lanes and fits(FEW, 4, target):
-        return Tile(element, lanes, 4 * lanes, 1, FEW)
+        return Tile(element, lanes, 4 * lanes, 1, FEW, cycles=cycles)
     most = next(n for n in range(min(6, lanes - 1), 0, -1) if fits(n, 2, target) or n == 1)
-    return Tile(element, lanes, 2 * lanes, 1, most)
+    return Tile(element, lanes, 2 * lanes, 1, most, cycles=cycles)
+
+
+WEIGHTS = 6.0
+"""Bytes of weights a cycle that tiles of one vector read from the second-level cache. Measured: 1024 -> 256 k4s2 on 16 x 16, 24
+columns, takes 7.0 ms in tiles of 13 x 16 and of 13 x 8, 6.1 ms in those of 8 x 24."""
 
 
 def step_cycles(tile: Tile) -> float:
-    """A k-step's cycles: two FMAs or two loads each, a whole-line vector load that is not aligned counted twice.
+    """A k-step's cycles: its FMAs, or two loads each, a whole-line vector load that is not aligned counted twice, or its weights'.
 
     A wide row costs a little more than a high column: it is what the first-level cache holds of the right operand.
     """
     if tile.turned:
         vectors = tile.rows // tile.lanes
-        return max(vectors * tile.turned / 2, 4.0) + 0.3
+        return max(vectors * tile.turned * tile.cycles, 4.0) + 0.3
     crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
     loads = tile.rows + tile.vectors * crossing
-    return max(tile.rows * tile.vectors / 2, loads / 2, 4.0) + 0.3 + 0.1 * tile.vectors
+    weights = tile.rows * SIZES[tile.element] / WEIGHTS
+    return max(tile.rows * tile.vectors * tile.cycles, loads / 2, weights, 4.0) + 0.3 + 0.1 * tile.vectors
 
 
 def _tiles_of(tile: Tile, count: int) -> tuple[int, int]:
@@ -107,8 +121,9 @@ def ends_cycles(tile: Tile, count: int) -> float:
     return wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
 
 
-MOVED, STREAMED = 10e9, 10e9
-"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on."""
+MOVED, STREAMED, TURNED = 10e9, 10e9, 1.4
+"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on; how many times as fast
+turned tiles read these, at two places (`microkernel`). Measured."""
 
 
 def seconds(target: Target, share: float, gemm: float, other: float, moved: float, streamed: float) -> float:

@@ -36,6 +36,8 @@ class Tile:
     lanes: int
     rows: int
     vectors: int
+    multiply_add: float = 0.5
+    """Cycles of one of a vector."""
 
     @property
     def type(self) -> str:
@@ -47,8 +49,8 @@ class Tile:
 
     @property
     def cycles(self) -> float:
-        """Of one position: two multiply-adds or two loads each, but no fewer than the latency of an addition allows."""
-        return max(self.rows * self.vectors / 2, (self.rows + self.vectors + 1) / 2, 4.0) + 0.5
+        """Of one position: its multiply-adds, or two loads each, but no fewer than the latency of an addition allows."""
+        return max(self.rows * self.vectors * self.multiply_add, (self.rows + self.vectors + 1) / 2, 4.0) + 0.5
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.width}"
@@ -58,7 +60,7 @@ def tiles(element: str, target: Target) -> list[Tile]:
     """Every tile whose accumulators, vectors and broadcast the registers hold; a row takes an address register too."""
     lanes, most = target.lanes(SIZES[element]), target.registers - (2 if target.registers > 16 else 0)
     return [
-        Tile(element, lanes, rows, vectors)
+        Tile(element, lanes, rows, vectors, 1 / target.fmas)
         for rows in range(1, 9)
         for vectors in range(1, 7)
         if rows * vectors + vectors + 1 <= most

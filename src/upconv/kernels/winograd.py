@@ -27,7 +27,7 @@ from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
-from upconv.kernels.winograd_blocks import Blocking, code_of, held_up, positions
+from upconv.kernels.winograd_blocks import ALONE, Blocking, code_of, held_up, positions
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_tiles import (
     NARROW,
@@ -278,7 +278,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     transforms = vectors * how.points * (to * how.depth * spec.groups * how.splits + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
     wide = w.positions > 2 * tile.lanes and not how.by_position
-    stored = store.cycles(vectors * rows * how.halves**2 * outputs / prod(spec.stride[-1:]), w.out_step, tile.lanes, wide)
+    tile_rows = vectors * rows * how.halves**2 / prod(spec.stride[-1:])
+    stored = store.cycles(tile_rows * outputs, w.out_step, tile.lanes, wide) + ALONE * tile.lanes * tile_rows * how.by_position
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)

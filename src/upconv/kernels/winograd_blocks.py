@@ -28,14 +28,18 @@ from upconv.kernels.winograd_way import Code
 from upconv.kernels.winograd_work import anew_cycles, part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
 
-FEW, FEW_OF_HALVES, WORTH, FULL = 144, 4096, 0.95, 0.9
+FEW, FEW_OF_HALVES, WORTH, FULL = 144, 4096, 0.95, 0.85
 """Tiles up to which the register tile is chosen for their number; the share of the cycles that another one than the usual should
 leave then, and the share of the most sums that registers hold that it should have. 107 layers of so few are 1.12 times as fast for
 it in geometric mean, up to 1.8. Measured."""
 
-ALONE, BY_POSITION = 45.0, 0.95
-"""Cycles that a row of a vector's outputs takes longer where each tile's are stored by themselves, and the share of the cycles that
-blocks of one position each should leave. Measured."""
+ALONE, BY_POSITION = 5.6, 0.95
+"""Cycles that an output of a row takes longer where each tile's are stored by themselves, and the share of the cycles that blocks
+of one position each should leave. Measured."""
+
+AGAIN = 0.36
+"""Cycles that a weight from beyond the near caches takes each time that a block meets it. Measured: 512 -> 256 k4s2 on 64 images of
+4 x 4 takes 17.7 ms in blocks of 32 columns, 15.6 ms in blocks of 64."""
 
 BEGIN = 8000.0
 """Cycles that a task takes before its sums: to list its columns, to clear what it has to. Measured."""
@@ -198,7 +202,7 @@ def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut,
             * sum(number * register_tile.columns_cycles(tile, size) for number, size in sizes)
         )
         rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
-        return gemm + ALONE * rows * apart
+        return gemm + ALONE * tile.lanes * rows * apart
 
     return other if cycles(other) < BY_POSITION * cycles(cut) else cut
 
@@ -269,7 +273,10 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
     if not alike:
         return _Offer(tile, chunk, most, many, many)
     blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if halves == 1 else 1).sizes()
-    few = cycles(sum(count * register_tile.columns_cycles(tile, size) for count, size in blocks) / alike, min(most, alike))
+    again = AGAIN * tile.rows if halves == 1 and register_tile.far(points * m * phases * tiling.depth * item, target) else 0.0
+    few = cycles(
+        sum(count * (register_tile.columns_cycles(tile, size) + again) for count, size in blocks) / alike, min(most, alike)
+    )
     return _Offer(tile, chunk, most, many, few)
 
 

@@ -1,0 +1,64 @@
+"""What is known of processors, and the vectors that tiles are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from upconv.codegen import target as targets
+from upconv.codegen.target import Target
+from upconv.kernels import direct, register_tile, winograd_wide
+from upconv.spec import ConvSpec, Problem
+
+ZEN3 = Target("avx2", "x86_64-unknown-linux-gnu", "znver3", "", 32, 16, 32 << 10, 512 << 10, masks=False)
+ZEN4 = Target("avx512", "x86_64-unknown-linux-gnu", "znver4", "", 64, 32, 32 << 10, 1 << 20, masks=True, fmas=1)
+SERVER = replace(ZEN4, cpu="sapphirerapids", l1=48 << 10, l2=2 << 20, fmas=2)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    monkeypatch.delenv("UPCONV_TARGET", raising=False)
+    targets.host.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    targets.host.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "level", "fmas"),
+    [("znver4", None, 1), ("tigerlake", None, 1), ("sapphirerapids", None, 2), ("znver5", None, 2), ("znver4", "avx2", 2)],
+)
+def test_multiply_adds_that_start_in_a_cycle(pretended: pytest.MonkeyPatch, cpu: str, level: str | None, fmas: int) -> None:
+    features = dict.fromkeys(("avx2", "fma", "avx512f", "avx512vl", "avx512dq", "avx512bw"), True)
+    pretended.setattr(targets, "_host", lambda: ("x86_64-unknown-linux-gnu", cpu, features))
+    found = targets.host(level)
+    assert found.fmas == fmas
+    assert found.peak_flops(4) == 2 * fmas * found.lanes(4) * found.hertz
+
+
+def test_tiles_are_made_of_whole_vectors_and_of_halves_of_the_longest() -> None:
+    for element, itemsize in (("float", 4), ("double", 8)):
+        assert {t.lanes for t in register_tile.tiles(element, ZEN3)} == {32 // itemsize}
+        for target in (ZEN4, SERVER):
+            tiles = register_tile.tiles(element, target)
+            assert {t.lanes for t in tiles} == {64 // itemsize, 32 // itemsize}
+            assert {t.cycles for t in tiles if t.lanes == 64 // itemsize} == {1 / target.fmas}
+            assert {t.cycles for t in tiles if t.lanes == 32 // itemsize} == {0.5}
+
+
+def up(channels_in: int, channels_out: int, size: int) -> Problem:
+    spec = ConvSpec.make(
+        transposed=True, in_channels=channels_in, out_channels=channels_out, kernel_size=4, stride=2, padding=1, rank=2
+    )
+    return Problem(spec, 1, (size, size), spec.output_size((size, size)))
+
+
+def test_few_columns_are_computed_in_half_vectors_where_whole_ones_would_be_idle() -> None:
+    few = winograd_wide.blocking(up(1024, 256, 16), ZEN4, 2)  # 24 tiles
+    assert (few.tile.lanes, few.tile.width) == (8, 24)
+    many = winograd_wide.blocking(up(128, 32, 184), ZEN4, 2)
+    assert many.tile.lanes == 16
+    assert direct.blocking(up(1024, 512, 2), ZEN4, 2).tile.turned > 0
+    assert direct.blocking(up(1024, 512, 2), ZEN4, 2).tile.lanes == 8
