@@ -21,7 +21,7 @@ from upconv.codegen import jit
 from upconv.codegen import target as targets
 from upconv.codegen import threads as workers
 from upconv.kernels import job as jobs
-from upconv.kernels import reference, weights, winograd_blocks
+from upconv.kernels import reference, weights, winograd_blocks, winograd_cuts
 from upconv.kernels.winograd_tiles import lines
 from upconv.spec import ConvSpec, Problem, SpecError
 
@@ -166,7 +166,7 @@ def columns_of(problem: Problem, how: Any, number: int) -> list[tuple[int, tuple
 
 def number_by_position(threshold: float = inf) -> None:
     """Winograd's tiles position by position wherever their last ones can do without a point, not only where it is worth it."""
-    winograd_blocks.BY_POSITION = threshold
+    winograd_cuts.BY_POSITION = threshold
     winograd_blocks.blocking.cache_clear()
 
 

@@ -11,11 +11,11 @@ import pytest
 import kernel_runs as runs
 import upconv
 from upconv.codegen import target as targets
-from upconv.kernels import winograd, winograd_blocks, winograd_wide
+from upconv.kernels import winograd, winograd_cuts, winograd_wide
 from upconv.kernels.winograd_tiles import NARROW, WIDE, spare, tiling_of
 
 HOST = targets.host()
-WORTH = winograd_blocks.BY_POSITION
+WORTH = winograd_cuts.BY_POSITION
 pytestmark = pytest.mark.skipif(HOST.lanes(4) < 4, reason="vectors too short on this machine")
 
 

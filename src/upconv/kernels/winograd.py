@@ -27,8 +27,9 @@ from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
-from upconv.kernels.winograd_blocks import ALONE, Blocking, code_of, held_up, positions
+from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
+from upconv.kernels.winograd_cuts import ALONE, held_up, positions
 from upconv.kernels.winograd_tiles import (
     NARROW,
     Tiling,

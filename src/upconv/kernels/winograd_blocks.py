@@ -1,4 +1,4 @@
-"""Sizes of the Winograd kernel's loops: the register tile, tiles a block, output channels a chunk, and how tasks share them."""
+"""Sizes of the Winograd kernel's loops: the register tile, tiles a block, output channels a chunk."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from math import ceil, prod
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
-from upconv.kernels import ahead, columns, register_tile, store
-from upconv.kernels import job as jobs
+from upconv.kernels import ahead, columns, register_tile, store, winograd_cuts
 from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
+from upconv.kernels.winograd_cuts import tasks_of, useless
 from upconv.kernels.winograd_tiles import (
     NARROW,
     Points,
@@ -20,12 +20,11 @@ from upconv.kernels.winograd_tiles import (
     Way,
     classes,
     lines,
-    spare,
     steps,
     tiling_of,
 )
 from upconv.kernels.winograd_way import Code
-from upconv.kernels.winograd_work import anew_cycles, part_of, rows_done, tile_blocks_of
+from upconv.kernels.winograd_work import part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
 
 FEW, FEW_OF_HALVES, WORTH, FULL = 144, 4096, 0.95, 0.85
@@ -33,19 +32,9 @@ FEW, FEW_OF_HALVES, WORTH, FULL = 144, 4096, 0.95, 0.85
 leave then, and the share of the most sums that registers hold that it should have. 107 layers of so few are 1.12 times as fast for
 it in geometric mean, up to 1.8. Measured."""
 
-ALONE, BY_POSITION = 5.6, 0.95
-"""Cycles that an output of a row takes longer where each tile's are stored by themselves, and the share of the cycles that blocks
-of one position each should leave. Measured."""
-
 AGAIN = 0.36
 """Cycles that a weight from beyond the near caches takes each time that a block meets it. Measured: 512 -> 256 k4s2 on 64 images of
 4 x 4 takes 17.7 ms in blocks of 32 columns, 15.6 ms in blocks of 64."""
-
-BEGIN = 8000.0
-"""Cycles that a task takes before its sums: to list its columns, to clear what it has to. Measured."""
-
-EQUAL = 0.97
-"""The share of the busiest thread's time that blocks more alike, which end in narrow tiles, should leave."""
 
 ASKED_V, ASKED_DEPTH, ASKED_Y, ASKED_X = 1.2, 256, 4, 12
 """Where lines are asked for while the sums go on: V takes at most so many second-level caches, sums are shorter than so many
@@ -134,7 +123,7 @@ class Blocking:
     def tasks(self) -> list[tuple[int, float]]:
         """(count, relative time) of the tasks of a group."""
         sizes = [(count, register_tile.columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
-        return _tasks(sizes, self.chunks, self.splits, 0.0)
+        return tasks_of(sizes, self.chunks, self.splits, 0.0)
 
     @property
     def rows(self) -> int:
@@ -154,75 +143,16 @@ def blocking(problem: Problem, target: Target, threads: int, halves: int = 1, la
     Tile and chunk depend on the number of tiles only where there are very few: packed weights and code depend on them.
     Two halves of a block's tiles mix, so that each block is one image's.
     """
-    spec, images, tiling = problem.spec, problem.batch if halves > 1 else 1, tiling_of(problem.spec, last)
-    m, groups = spec.out_channels // spec.groups, spec.groups
-    length = columns.count(problem.batch, lines(problem, tiling.ways)) // images
+    spec, tiling = problem.spec, tiling_of(problem.spec, last)
+    m, (length, _) = spec.out_channels // spec.groups // halves, winograd_cuts.columns_of(problem, tiling, halves)
     few = FEW if halves == 1 else FEW_OF_HALVES
     alike = 0 if spec.rank == 1 or length > few else length // halves
     tile, chunk, most = _tile(tiling, problem.dtype, target, halves, alike)
-    pieces, width, alone = max(1, ceil(length / most)), tile.width * halves, groups * images
-    if pieces * alone < 4 * threads and length >= 4 * width:
-        pieces = max(pieces, min(ceil(4 * threads / alone), length // (2 * width)))
-    if pieces > 1 and alone < threads:
-        pieces = round_up(pieces, threads)
-    unit = tile.lanes * halves if length < 4 * width else width
-    block = round_up(ceil(length / pieces), unit)
-    cuts = [columns.cut(length, unit, ceil(length / block), images)]  # as few as are no longer: weights stream past each
-    if unit == width:  # as many, but more alike
-        cuts.append(columns.cut(length, tile.lanes * halves, cuts[0].pieces, images))
-    if halves == 1 and alike:
-        cuts += [columns.cut(length, tile.lanes, pieces) for pieces in range(2, length // width + 2)]
-    if halves == 1:
-        cuts = [_by_position(problem, tiling, tile, cut, most) for cut in cuts]
-    if cuts[0].count * groups < 2 * threads and chunk >= m // halves > 1:
-        chunk = _choose_chunk(tiling, tile, halves, ceil(m // halves / threads))
-    needed = [_needed(problem, tiling.ways, halves == 1 and cut.parts > 1) for cut in cuts]
-    shared = [_shared(tiling, tile, halves, chunk, cut, share, threads) for cut, share in zip(cuts, needed, strict=True)]
-    best = min(range(len(cuts)), key=lambda i: shared[i][0])
-    best = best if shared[best][0] < EQUAL * shared[0][0] else 0
-    return sized(problem, tiling, tile, halves, chunk, cuts[best], shared[best][1], target)
-
-
-def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut, most: int) -> columns.Cut:
-    """The cut by positions where that saves products: whole blocks of last tiles, one position in many images, do with fewer."""
-    spec, batch, count = problem.spec, problem.batch, cut.length // problem.batch
-    if count == 1 or not any(spare(problem, tiling.ways)):
-        return cut
-    m, (d, h, _) = spec.out_channels // spec.groups, lines(problem, tiling.ways)
-    strips = rows_done(tiling, tile_blocks_of(tiling, m, tile), tile) // tile.rows
-    unit = tile.lanes if batch < 4 * tile.width else tile.width
-    other = columns.cut(batch, unit, ceil(batch / most), count)
-
-    def cycles(cut: columns.Cut) -> float:
-        apart, sizes = cut.parts > 1, cut.sizes()
-        gemm = (
-            strips
-            * tiling.depth
-            * _needed(problem, tiling.ways, apart)
-            * sum(number * register_tile.columns_cycles(tile, size) for number, size in sizes)
-        )
-        rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
-        return gemm + ALONE * tile.lanes * rows * apart
-
-    return other if cycles(other) < BY_POSITION * cycles(cut) else cut
-
-
-def positions(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[int, int]:
-    """Tiles in each of the two inner dimensions."""
-    _, h, w = lines(problem, ways)
-    return h.positions, w.positions
-
-
-def useless(problem: Problem, ways: tuple[Way, Way, Way], by_position: bool) -> tuple[bool, bool]:
-    """Whether the last tiles of the two inner dimensions leave out their windows' last point, for which blocks hold them alone."""
-    h, w = (out and (by_position or n == 1) for out, n in zip(spare(problem, ways), positions(problem, ways), strict=True))
-    return h, w
-
-
-def _needed(problem: Problem, ways: tuple[Way, Way, Way], by_position: bool) -> float:
-    """The share of the products that is not left out."""
-    ends = zip(positions(problem, ways), useless(problem, ways, by_position), ways[1:], strict=True)
-    return prod(1 - 1 / (way.window * n) if out else 1.0 for n, out, way in ends)
+    cuts = winograd_cuts.offered(problem, tiling, tile, halves, alike > 0, most, threads)
+    if cuts[0].count * spec.groups < 2 * threads and chunk >= m > 1:
+        chunk = _choose_chunk(tiling, tile, halves, ceil(m / threads))
+    cut, splits = winograd_cuts.best(problem, tiling, tile, halves, chunk, cuts, target, threads)
+    return sized(problem, tiling, tile, halves, chunk, cut, splits, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,45 +208,6 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
         sum(count * (register_tile.columns_cycles(tile, size) + again) for count, size in blocks) / alike, min(most, alike)
     )
     return _Offer(tile, chunk, most, many, few)
-
-
-def _shared(
-    tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, needed: float, threads: int
-) -> tuple[float, int]:
-    """(time of the busiest thread, shares): into how many shares to cut the chunks of each block, each transforming its input anew.
-
-    `needed` is the share of the products that is not left out.
-    """
-    spec = tiling.spec
-    chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
-    rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[halves]
-    gemm = needed * rows * register_tile.step_cycles(tile) / (tile.rows * tile.vectors)
-    transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
-    sizes = [(count * spec.groups, register_tile.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
-    begin = BEGIN * tile.rows / (needed * rows * tiling.depth / halves)
-
-    def time(splits: int) -> float:
-        tasks = [(count, time + begin) for count, time in _tasks(sizes, chunks, splits, transform)]
-        return jobs.busiest(tasks, threads) * held_up(parts * splits, threads)
-
-    most = max(1, min(chunks, ceil(8 * threads / parts))) if threads > 1 else 1
-    offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, most + 1)}
-    return min((time(splits), splits) for splits in offers)
-
-
-def held_up(tasks: int, threads: int) -> float:
-    """How many times as long so few tasks take: fewer than three a thread leave none to give away where a thread is held up.
-
-    One a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
-    """
-    return 1 + 0.03 * max(0.0, 3.0 - tasks / threads) ** 2
-
-
-def _tasks(sizes: list[tuple[int, float]], chunks: int, splits: int, transform: float) -> list[tuple[int, float]]:
-    """(count, time) of tasks, from those of blocks, whose chunks are shared; each share takes the `transform` as well."""
-    each = ceil(chunks / splits)
-    shares = ((splits - 1, each), (1, chunks - each * (splits - 1)))
-    return [(count * n, time * (share / chunks + transform)) for count, time in sizes for n, share in shares]
 
 
 def sized(
