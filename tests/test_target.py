@@ -45,7 +45,7 @@ def test_tiles_are_made_of_whole_vectors_and_of_halves_of_the_longest() -> None:
             tiles = register_tile.tiles(element, target)
             assert {t.lanes for t in tiles} == {64 // itemsize, 32 // itemsize}
             assert {t.cycles for t in tiles if t.lanes == 64 // itemsize} == {1 / target.fmas}
-            assert {t.cycles for t in tiles if t.lanes == 32 // itemsize} == {0.5}
+            assert {t.cycles for t in tiles if t.lanes == 32 // itemsize} == {targets.HALF}
 
 
 def up(channels_in: int, channels_out: int, size: int) -> Problem:

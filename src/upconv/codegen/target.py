@@ -45,10 +45,10 @@ class Target:
     def vectors(self, itemsize: int) -> tuple[tuple[int, float], ...]:
         """(lanes, cycles of a multiply-add) of the vectors that tiles are made of: whole ones, and halves of those of 64 bytes.
 
-        Where a multiply-add of whole ones takes a cycle, halves do as much work in it, and waste fewer lanes of few columns.
+        Halves waste fewer lanes of few columns, and where a multiply-add of whole ones takes a cycle they are little slower.
         """
         whole = (self.lanes(itemsize), 1 / self.fmas)
-        return (whole, (whole[0] // 2, 0.5)) if self.vector_bytes == 64 else (whole,)
+        return (whole, (whole[0] // 2, HALF)) if self.vector_bytes == 64 else (whole,)
 
     def peak_flops(self, itemsize: int) -> float:
         """Nominal flops a second of one thread."""
@@ -60,6 +60,10 @@ X86_LEVELS = {  # name -> (LLVM cpu, vector bytes, vector registers)
     "avx2": ("x86-64-v3", 32, 16),
     "sse2": ("x86-64", 16, 16),
 }
+
+HALF = 0.53
+"""Cycles of a multiply-add of 32 bytes beside vectors of 64: two start in a cycle, but a tile of 14 x 16 takes longer for as much
+as one of 14 x 32 (1.17 for overlap-add of 512 and 1024 channels). Measured."""
 
 HALVED = ("znver4", "cannonlake", "icelake-client", "tigerlake", "rocketlake")
 """Processors, in LLVM's names, that take vectors of 64 bytes in two halves, or on two units at once: one multiply-add a cycle."""
