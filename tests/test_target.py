@@ -9,7 +9,8 @@ import pytest
 
 from upconv.codegen import target as targets
 from upconv.codegen.target import Target
-from upconv.kernels import direct, register_tile, winograd_wide
+from upconv.kernels import direct, register_tile, strassen, winograd_cuts, winograd_wide
+from upconv.kernels.winograd_tiles import tiling_of
 from upconv.spec import ConvSpec, Problem
 
 ZEN3 = Target("avx2", "x86_64-unknown-linux-gnu", "znver3", "", 32, 16, 32 << 10, 512 << 10, masks=False)
@@ -53,6 +54,18 @@ def up(channels_in: int, channels_out: int, size: int) -> Problem:
         transposed=True, in_channels=channels_in, out_channels=channels_out, kernel_size=4, stride=2, padding=1, rank=2
     )
     return Problem(spec, 1, (size, size), spec.output_size((size, size)))
+
+
+def test_no_thread_has_a_block_more_than_the_others_where_one_fewer_will_do() -> None:
+    spec = ConvSpec.make(transposed=True, in_channels=192, out_channels=192, kernel_size=2, stride=2, rank=2)
+    problem = Problem(spec, 1, (80, 80), spec.output_size((80, 80)))
+    assert (
+        winograd_cuts.offered(problem, tiling_of(spec), strassen.blocking(problem, ZEN4, 2).tile, 2, False, 256, 2)[0].count == 25
+    )
+    for threads, blocks in ((2, 24), (3, 24), (5, 25)):
+        assert strassen.blocking(problem, ZEN4, threads).cut.count == blocks
+    wide = replace(ZEN4, l2=ZEN4.l2 // 4)  # V of longer blocks would fill more than half of it
+    assert strassen.blocking(problem, wide, 2).cut.block <= strassen.blocking(problem, ZEN4, 2).cut.block
 
 
 def test_few_columns_are_computed_in_half_vectors_where_whole_ones_would_be_idle() -> None:

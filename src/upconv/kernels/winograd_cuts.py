@@ -36,7 +36,7 @@ def columns_of(problem: Problem, tiling: Tiling, halves: int) -> tuple[int, int]
 
 
 def offered(problem: Problem, tiling: Tiling, tile: Tile, halves: int, few: bool, most: int, threads: int) -> list[columns.Cut]:
-    """Ways to cut the tiles into blocks of at most so many, the usual one first; of `few`, finer ones as well."""
+    """Ways to cut the tiles into blocks of about `most`, the usual one first; of `few`, finer ones as well."""
     (length, images), groups = columns_of(problem, tiling, halves), problem.spec.groups
     pieces, width, alone = max(1, ceil(length / most)), tile.width * halves, groups * images
     if pieces * alone < 4 * threads and length >= 4 * width:
