@@ -144,13 +144,19 @@ def _typical(problem: Problem) -> Problem:
 @lru_cache(maxsize=1024)
 def choose_tile(problem: Problem, target: Target) -> Tile:
     """The tile of a layer; a turned one where the whole batch has fewer columns than a vector has lanes."""
-    spec, typical = problem.spec, _typical(problem)
-    element = register_tile.ELEMENTS[problem.dtype]
+    spec, element = problem.spec, register_tile.ELEMENTS[problem.dtype]
     count = columns.count(problem.batch, lines(band(problem, cropped=True)))
     for turned in (register_tile.turned_tile(element, target, n) for n in (count, inf)):
         fitting = count <= turned.turned and spec.out_channels // spec.groups >= turned.rows
         if fitting and not columns.too_far(problem, turned.lanes):
             return turned
+    return _usual_tile(_typical(problem), band(problem).axes[2].out_step, target)
+
+
+@lru_cache(maxsize=512)
+def _usual_tile(typical: Problem, step: int, target: Target) -> Tile:
+    """The tile of fewest steps for a layer, whatever its sizes, whose outputs stand `step` apart in rows of y."""
+    spec, element = typical.spec, register_tile.ELEMENTS[typical.dtype]
     shape, channels_in = band(typical), spec.in_channels // spec.groups
     offered = [t for t in register_tile.tiles(element, target) if t.vectors > 1]
     best = (inf, 0)
@@ -159,7 +165,7 @@ def choose_tile(problem: Problem, target: Target) -> Tile:
             again = ceil(channels_in / pack_channels(tile, target, channels_in, groups)) - 1
             chunk = _choose_chunk(tile, target, spec, groups, again > 0)
             more = OVERLAPPED * again * more_cycles(tile) / register_tile.step_cycles(tile)
-            stored = 1.0 if fuses(problem, tile) or not is_whole(shape) else STORED_APART
+            stored = 1.0 if _fuses(typical, step, tile) or not is_whole(shape) else STORED_APART
             steps = _steps(tile, spec, chunk, groups, more)
             best = min(best, (steps * stored * register_tile.step_cycles(tile) / tile.width, i))
     return offered[best[1]]
@@ -223,8 +229,12 @@ def fuses(problem: Problem, tile: Tile) -> bool:
 
     That is settled by the layer: sizes that are numbered cropped, whose phases read apart, run the same code without it.
     """
-    inner = band(problem).axes[2].out_step
-    return not tile.turned and inner <= tile.lanes and tile.rows % inner == 0 and is_whole(band(_typical(problem)))
+    return _fuses(_typical(problem), band(problem).axes[2].out_step, tile)
+
+
+def _fuses(typical: Problem, step: int, tile: Tile) -> bool:
+    """The same for outputs that stand `step` apart in rows of y, where those of a single input may stand otherwise than others."""
+    return not tile.turned and step <= tile.lanes and tile.rows % step == 0 and is_whole(band(typical))
 
 
 def is_whole(shape: Band, shared: bool = False) -> bool:
