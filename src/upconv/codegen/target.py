@@ -92,6 +92,7 @@ def host(level: str | None = None) -> Target:
     Raises ValueError for a level the machine does not have.
     """
     triple, cpu, features = _host()
+    flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))
     level = level or os.environ.get("UPCONV_TARGET") or None
     l1, l2 = _cache_size(0, 32 << 10), _cache_size(2, 512 << 10)
     arch = triple.split("-")[0]
@@ -107,16 +108,12 @@ def host(level: str | None = None) -> Target:
             known = ", ".join(name for name in X86_LEVELS if has[name])
             raise ValueError(f"UPCONV_TARGET is {chosen!r}: this machine offers {known}")
         generic, width, registers = X86_LEVELS[chosen]
-        if chosen == best:
-            flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))
-            fmas = 1 if chosen == "avx512" and cpu in HALVED else 2
-            return Target(
-                chosen, triple, cpu, flags, width, registers, l1, l2, masks=chosen == "avx512", fma=chosen != "sse2", fmas=fmas
-            )
-        return Target(chosen, triple, generic, "", width, registers, l1, l2, masks=chosen == "avx512", fma=chosen != "sse2")
+        if chosen != best:
+            cpu, flags = generic, ""
+        long, fmas = chosen == "avx512", 1 if chosen == "avx512" and cpu in HALVED else 2
+        return Target(chosen, triple, cpu, flags, width, registers, l1, l2, masks=long, fma=chosen != "sse2", fmas=fmas)
     if level:
         raise ValueError(f"UPCONV_TARGET is {level!r}: it is for x86-64, this machine is {arch}")
-    flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))
     if arch in ("aarch64", "arm64"):
         return Target("neon", triple, cpu, flags, 16, 32, l1, l2, masks=False)
     return Target("generic", triple, cpu, flags, 16, 16, l1, l2, masks=False)

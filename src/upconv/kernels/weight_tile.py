@@ -58,9 +58,10 @@ class Tile:
 
 def tiles(element: str, target: Target) -> list[Tile]:
     """Every tile whose accumulators, vectors and broadcast the registers hold; a row takes an address register too."""
-    lanes, most = target.lanes(SIZES[element]), target.registers - (2 if target.registers > 16 else 0)
+    (lanes, cycles), *_ = target.vectors(SIZES[element])
+    most = target.registers - (2 if target.registers > 16 else 0)
     return [
-        Tile(element, lanes, rows, vectors, 1 / target.fmas)
+        Tile(element, lanes, rows, vectors, cycles)
         for rows in range(1, 9)
         for vectors in range(1, 7)
         if rows * vectors + vectors + 1 <= most

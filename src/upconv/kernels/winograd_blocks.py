@@ -24,7 +24,7 @@ from upconv.kernels.winograd_tiles import (
     tiling_of,
 )
 from upconv.kernels.winograd_way import Code
-from upconv.kernels.winograd_work import part_of, rows_done, tile_blocks_of
+from upconv.kernels.winograd_work import column_bytes, part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
 
 FEW, FEW_OF_HALVES, WORTH, FULL = 144, 4096, 0.95, 0.85
@@ -188,7 +188,7 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
     spec = tiling.spec
     m, phases = spec.out_channels // spec.groups // halves, prod(steps(spec)[0])
     points, item = len(tiling.points) * PRODUCTS[halves], SIZES[tile.element]
-    column = points * (tiling.depth // halves) * item  # bytes of V
+    column = column_bytes(tiling, halves, item)
     most = int(target.l2 * 0.35 / column) // tile.width * tile.width
     most = min(max(most, 2 * tile.width), 512)
     room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))

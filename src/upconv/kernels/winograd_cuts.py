@@ -11,7 +11,7 @@ from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_tiles import Tiling, Way, lines, spare
-from upconv.kernels.winograd_work import anew_cycles, rows_done, tile_blocks_of
+from upconv.kernels.winograd_work import anew_cycles, column_bytes, rows_done, tile_blocks_of
 from upconv.spec import Problem
 
 ALONE, BY_POSITION = 5.6, 0.95
@@ -60,8 +60,7 @@ def best(
     problem: Problem, tiling: Tiling, tile: Tile, halves: int, chunk: int, cuts: list[columns.Cut], target: Target, threads: int
 ) -> tuple[columns.Cut, int]:
     """The cut that leaves the busiest thread least to do, and the shares of its blocks' chunks."""
-    column = len(tiling.points) * PRODUCTS[halves] * (tiling.depth // halves) * problem.itemsize / halves  # bytes of V
-    room = max(cuts[0].block, 0.5 * target.l2 / column)
+    room = max(cuts[0].block, 0.5 * target.l2 * halves / column_bytes(tiling, halves, problem.itemsize))
     shared = [_shared(problem, tiling, tile, halves, chunk, cut, threads) for cut in cuts]
     times = [time * (LONGER if cut.block > room else 1.0) for cut, (time, _) in zip(cuts, shared, strict=True)]
     least = times.index(min(times))

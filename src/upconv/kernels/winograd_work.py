@@ -6,6 +6,7 @@ from functools import lru_cache
 from math import ceil
 
 from upconv.kernels.register_tile import Tile
+from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_tiles import Tiling, classes, live, phases_of
 
 NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, STRASSEN_PART = 256, 128, 96, 64, 256
@@ -62,6 +63,11 @@ def _most_of(tiling: Tiling, halves: int) -> int:
     if sum(way.transformed for way in tiling.ways) == 1:
         return WIDE_PART
     return WIDE_PART_UNEVEN if len(classes(tiling)) > 1 else WIDE_PART_OF_TWO
+
+
+def column_bytes(tiling: Tiling, halves: int, itemsize: int) -> int:
+    """Of V, for a tile of each half: all points' products of the whole depth."""
+    return len(tiling.points) * PRODUCTS[halves] * (tiling.depth // halves) * itemsize
 
 
 def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> int:
