@@ -46,6 +46,10 @@ PACK, LISTED, CROSSING, ALIASED = 600.0, 50.0, 4.0, 70.0
 """Cycles to begin packing a block of the band, and to list one of its rows; what a vector of a panel costs more where its columns
 go on in another row, and where each is another image's, whole pages apart and so in the same sets of the caches. Measured."""
 
+NEAR_STORE, NEAR = 0.4, 8
+"""The part of the time of writing y that is left where tiles store their sums themselves and the arrays are in the caches: at most
+so many second-level ones. Measured over 74 layers of k = s beside Strassen's kernel; of more taps they take as long as ever."""
+
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
@@ -272,13 +276,15 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     d, h, w = shape.axes
     rows = problem.batch * spec.out_channels * d.positions * h.positions * d.out_step * h.out_step
     stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
+    read, written = how.splits * packed + 1 - packed, 1.0
     if _fused(problem, how):
         stored /= 3  # the sums are still in registers, and the lines that they go to have been asked for
-    read = how.splits * packed + 1 - packed
-    moved = (prod(problem.input_shape) * read + prod(problem.output_shape)) * problem.itemsize
+        one_tap = all(len(group.reads) == 1 for group in groups_of(problem, how))
+        written = NEAR_STORE if one_tap and problem.bytes <= NEAR * target.l2 else 1.0
+    moved = (prod(problem.input_shape) * read + prod(problem.output_shape) * written) * problem.itemsize
     streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
     streamed /= register_tile.TURNED if tile.turned else 1.0
-    return register_tile.seconds(target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), tiles, stored, moved, streamed)
+    return register_tile.seconds(target, how.share(spec.groups, threads), tiles, stored, moved, streamed)
 
 
 def describe(problem: Problem, how: Blocking) -> str:

@@ -5,23 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
+from typing import NamedTuple
 
 from upconv.codegen.target import Target
 from upconv.kernels import columns, pack, register_tile
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import Cut
 from upconv.kernels.direct_way import (
+    COPIED,
     STORED_TILES,
     PhaseGroup,
     Way,
     band_channels,
-    choose_cut,
     choose_tile,
     choose_way,
     distinct_reads,
     in_parts,
     lines,
     more_cycles,
+    offered_cuts,
     pack_channels,
     phase_groups,
     reads_x,
@@ -74,6 +76,12 @@ class Blocking:
     def block(self) -> int:
         return self.cut.block
 
+    def share(self, groups: int, threads: int) -> float:
+        """The share of all the tiles of so many groups of channels that the busiest thread has, the padding of blocks included."""
+        loads = tasks_of(self.tile, self.cut, self.chunks, Shares(self.chunk, self.groups_a_task, self.splits), groups)
+        whole = groups * self.cut.parts * register_tile.columns_cycles(self.tile, self.cut.length)
+        return jobs.busiest(loads, threads) / whole
+
     @property
     def room(self) -> int:
         """Columns that a task's table has room for."""
@@ -89,8 +97,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     groups_ = phase_groups(shape, way.shared)
     in_place = not way.panels and reads_x(problem, target, tile, way.cropped)
     channels_a_pack = _channels_a_pack(problem, target, tile, way)
-    cut = _cut(problem, target, threads, tile, way, channels_a_pack, in_place)
-    chunk, groups_a_task, splits = _shares(spec, cut, threads, way.chunk, TURNED_SHARES if tile.turned else SHARES)
+    cut, (chunk, groups_a_task, splits) = _cut(problem, target, threads, tile, way, channels_a_pack, in_place)
     left, right = _reach(groups_)
     tile_blocks = _tile_blocks(tile, chunk, groups_)
     rows, repeats = sum(tile_blocks) * tile.rows, channels_a_pack < channels_in
@@ -146,8 +153,21 @@ def _channels_a_pack(problem: Problem, target: Target, tile: Tile, way: Way) -> 
     return min(band_channels(channels_in, halo, column, more, target), in_parts(channels_in, most))
 
 
-def _cut(problem: Problem, target: Target, threads: int, tile: Tile, way: Way, channels_a_pack: int, in_place: bool) -> Cut:
-    """The blocks: of one image each where they are read in x and images are large enough."""
+class Shares(NamedTuple):
+    """What of a block a task does: output channels a chunk, groups of channels, and parts that the chunks are split into."""
+
+    chunk: int
+    groups_a_task: int
+    splits: int
+
+
+def _cut(
+    problem: Problem, target: Target, threads: int, tile: Tile, way: Way, channels_a_pack: int, in_place: bool
+) -> tuple[Cut, Shares]:
+    """The blocks, of one image each where they are read in x and images are large enough, and what of each a task does.
+
+    The usual ones, or else those that leave the busiest thread clearly less.
+    """
     spec, shape, item, images = problem.spec, band(problem, way.cropped), problem.itemsize, 1
     groups_ = phase_groups(shape, way.shared)
     if way.panels:
@@ -162,7 +182,36 @@ def _cut(problem: Problem, target: Target, threads: int, tile: Tile, way: Way, c
         length, images = shape.volume, problem.batch
     repeats = channels_a_pack < spec.in_channels // spec.groups
     scratch_row = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows * item if repeats else 0
-    return replace(choose_cut(length, tile, target, threads, images * spec.groups, right_row, scratch_row, halo), parts=images)
+    cuts = offered_cuts(length, tile, target, threads, images * spec.groups, right_row, scratch_row, halo)
+    offers = []
+    for cut in (replace(cut, parts=images) for cut in cuts):
+        shares = _shares(spec, cut, threads, way.chunk, TURNED_SHARES if tile.turned else SHARES)
+        offers.append((_busiest(problem, tile, way, cut, shares, threads), cut, shares))
+    best = min(offers, key=lambda offer: offer[0])
+    return (best if best[0] < EQUAL * offers[0][0] else offers[0])[1:]
+
+
+EQUAL = 0.96
+"""The share of the busiest thread's time that other blocks than the usual ones should leave."""
+
+
+def _busiest(problem: Problem, tile: Tile, way: Way, cut: Cut, shares: Shares, threads: int) -> float:
+    """Cycles of the thread that has most to do, of a group's channels: its tiles, and the copies that each of its tasks makes."""
+    spec, groups_ = problem.spec, phase_groups(band(problem, way.cropped), way.shared)
+    channels_in, chunks = spec.in_channels // spec.groups, ceil(spec.out_channels // spec.groups / shares.chunk)
+    blocks = zip(_tile_blocks(tile, shares.chunk, groups_), groups_, strict=True)
+    steps = max(1, chunks * channels_in * sum(n * len(group.reads) for n, group in blocks))  # of nothing but bias, none
+    copied = COPIED * channels_in * len(distinct_reads(groups_)) * tile.vectors * way.panels
+    loads = tasks_of(tile, cut, chunks, shares, spec.groups, copied / (steps * register_tile.step_cycles(tile)))
+    count = sum(count for count, _ in loads)
+    return steps * jobs.busiest(loads, threads) * jobs.held_up(count, threads)
+
+
+def tasks_of(tile: Tile, cut: Cut, chunks: int, shares: Shares, groups: int, again: float = 0.0) -> list[tuple[int, float]]:
+    """(count, cycles a step) of tasks, each of which takes the part `again` of its block's time besides its share of it."""
+    alike = [(ceil(groups / shares.groups_a_task) * count, size) for count, size in cut.sizes()]
+    sizes = [(count, shares.groups_a_task * register_tile.columns_cycles(tile, size)) for count, size in alike]
+    return jobs.tasks_of(sizes, chunks, shares.splits, again)
 
 
 SHARES, TURNED_SHARES = 4, 2
@@ -170,15 +219,16 @@ SHARES, TURNED_SHARES = 4, 2
 they are so few that the tile is turned: two of them are 1.02 to 1.08 times as fast as four there, 0.95 to 1.00 elsewhere."""
 
 
-def _shares(spec: ConvSpec, cut: Cut, threads: int, chunk: int, most: int) -> tuple[int, int, int]:
-    """Output channels a chunk, groups of channels a task, and parts that the chunks are split into, for `most` tasks a thread."""
+def _shares(spec: ConvSpec, cut: Cut, threads: int, chunk: int, most: int) -> Shares:
+    """What of its block a task does, for `most` tasks a thread."""
     channels_out, group_parts = spec.out_channels // spec.groups, min(spec.groups, max(1, ceil(4 * threads / cut.count)))
     groups_a_task = ceil(spec.groups / group_parts)
     parts = cut.count * ceil(spec.groups / groups_a_task)
     if threads > 1 and parts * ceil(channels_out / chunk) < 2 * threads:
         chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
     chunks = ceil(channels_out / chunk)
-    return chunk, groups_a_task, jobs.shares(chunks, parts, threads, most) if parts < 4 * threads and chunks > 1 else 1
+    splits = jobs.shares(chunks, parts, threads, most) if parts < 4 * threads and chunks > 1 else 1
+    return Shares(chunk, groups_a_task, splits)
 
 
 def groups_of(problem: Problem, how: Blocking) -> tuple[PhaseGroup, ...]:

@@ -325,12 +325,13 @@ def in_parts(channels: int, most: int) -> int:
     return min(round_up(equal, several), most // several * several)
 
 
-def choose_cut(
+def offered_cuts(
     length: int, tile: Tile, target: Target, threads: int, groups: int, right_row: int, scratch_row: int, halo: int
-) -> Cut:
-    """Columns a task takes: as many as the cache holds, fewer where threads would stand idle.
+) -> list[Cut]:
+    """Columns a task takes, the usual cut first: as many as the cache holds, fewer where threads would stand idle.
 
-    `right_row` and `scratch_row` are the bytes that one column needs in the panels (or the band) and in the scratch block.
+    Others are of blocks more alike, that end in narrow tiles, and of so few that threads share their channels. `right_row` and
+    `scratch_row` are the bytes that one column needs in the panels (or the band) and in the scratch block.
     """
     most = min(target.l2 * BAND / max(right_row, 1) - halo, target.l2 * 0.4 / max(scratch_row, 1), BLOCK)
     most = max(2 * tile.width, int(most) // tile.width * tile.width, halo // 2)
@@ -340,4 +341,6 @@ def choose_cut(
         pieces = max(pieces, min(ceil(4 * threads / groups), length // least, 4 * threads))
     if pieces > 1 and groups < threads:
         pieces = round_up(pieces, threads)
-    return cut(length, tile.lanes if length < 4 * tile.width else tile.width, pieces)
+    usual = cut(length, tile.lanes if length < 4 * tile.width else tile.width, pieces)
+    few = [cut(length, usual.unit, n) for n in sorted({1, threads}) if n < pieces and ceil(length / n) <= most]
+    return [usual, *few, cut(length, tile.lanes, pieces)]

@@ -29,7 +29,7 @@ from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.strassen_products import LEFT, PRODUCTS
 from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
-from upconv.kernels.winograd_cuts import ALONE, held_up, positions
+from upconv.kernels.winograd_cuts import ALONE, positions
 from upconv.kernels.winograd_tiles import (
     NARROW,
     Tiling,
@@ -285,7 +285,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
     seconds = register_tile.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
-    return seconds * held_up(tasks(problem, how), threads)
+    return seconds * jobs.held_up(tasks(problem, how), threads)
 
 
 def _gemm_cycles(problem: Problem, how: Blocking) -> float:

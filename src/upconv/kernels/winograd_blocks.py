@@ -9,10 +9,11 @@ from math import ceil, prod
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
 from upconv.kernels import ahead, columns, register_tile, store, winograd_cuts
+from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
-from upconv.kernels.winograd_cuts import tasks_of, useless
+from upconv.kernels.winograd_cuts import useless
 from upconv.kernels.winograd_tiles import (
     NARROW,
     Points,
@@ -123,7 +124,7 @@ class Blocking:
     def tasks(self) -> list[tuple[int, float]]:
         """(count, relative time) of the tasks of a group."""
         sizes = [(count, register_tile.columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
-        return tasks_of(sizes, self.chunks, self.splits, 0.0)
+        return jobs.tasks_of(sizes, self.chunks, self.splits, 0.0)
 
     @property
     def rows(self) -> int:

@@ -123,24 +123,9 @@ def _shared(
     begin = BEGIN * tile.rows / (needed * rows * tiling.depth / halves)
 
     def time(splits: int) -> float:
-        tasks = [(count, time + begin) for count, time in tasks_of(sizes, chunks, splits, transform)]
-        return jobs.busiest(tasks, threads) * held_up(parts * splits, threads)
+        tasks = [(count, time + begin) for count, time in jobs.tasks_of(sizes, chunks, splits, transform)]
+        return jobs.busiest(tasks, threads) * jobs.held_up(parts * splits, threads)
 
     most = max(1, min(chunks, ceil(8 * threads / parts))) if threads > 1 else 1
     offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, most + 1)}
     return min((time(splits), splits) for splits in offers)
-
-
-def held_up(tasks: int, threads: int) -> float:
-    """How many times as long so few tasks take: fewer than three a thread leave none to give away where a thread is held up.
-
-    One a thread instead of three costs 12 % of 1024 -> 256, k4s2, on 16 x 16.
-    """
-    return 1 + 0.03 * max(0.0, 3.0 - tasks / threads) ** 2
-
-
-def tasks_of(sizes: list[tuple[int, float]], chunks: int, splits: int, transform: float) -> list[tuple[int, float]]:
-    """(count, time) of tasks, from those of blocks, whose chunks are shared; each share takes the `transform` as well."""
-    each = ceil(chunks / splits)
-    shares = ((splits - 1, each), (1, chunks - each * (splits - 1)))
-    return [(count * n, time * (share / chunks + transform)) for count, time in sizes for n, share in shares]
