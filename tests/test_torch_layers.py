@@ -364,6 +364,15 @@ def test_what_the_kernels_refuse_goes_to_torch() -> None:
         ours(x)
 
 
+def test_who_catches_what_torch_raises_catches_ours() -> None:
+    ours, theirs = pair("ConvTranspose2d", 8, 4, 4, stride=2, padding=1)
+    for layer in (ours, theirs):
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(1, 7, 5, 5))
+    with pytest.raises(ValueError, match="has 7 channels"):
+        ours(torch.randn(1, 7, 5, 5))
+
+
 def test_errors_teach() -> None:
     layer = nn.ConvTranspose2d(16, 33, 3, stride=2)
     for shape, text in (

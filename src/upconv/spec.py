@@ -28,9 +28,10 @@ ACTIVATIONS = {  # name -> its parameter's default, None where it takes none
 }
 
 
-class SpecError(ValueError):
+class SpecError(ValueError, RuntimeError):
     """An argument that no layer can have, or that does not fit the arrays it came with.
 
+    A ValueError, as NumPy raises it, and a RuntimeError, as PyTorch's layers do, so that either's callers catch it.
     The text says what was given, what is allowed, and what to change.
     """
 
