@@ -134,6 +134,9 @@ def layers() -> list[dict[str, Any]]:
         add(size, 9, 8, 4, 2, padding=1, batch=2)
         add(size, 9, 8, 4, 2)
         add(size, 8, 9, 3, 1, padding=(0, 1), transposed=False)
+    for size in ((1, 5, 9), (4, 6, 11)):  # volumes whose phases, or planes of x, lack a tap
+        add(size, 9, 8, 3, 2, padding=1, output_padding=1)
+        add(tuple(2 * n + 1 for n in size), 8, 9, (3, 4, 3), 2, padding=(0, 1, 1), transposed=False)
     for length in (97, 200, 401, 1000):  # few rows: blocks inside an image are read where they stand, those at its ends packed
         add((length,), 9, 1, 16, 8, padding=4, batch=2)
         add((length,), 7, 1, 3, 1, padding=1, transposed=False, batch=2)

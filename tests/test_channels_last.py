@@ -75,6 +75,8 @@ EDGES: list[dict[str, Any]] = [
     dict(size=(17, 15), in_channels=24, out_channels=40, kernel_size=3, stride=2, padding=1, transposed=False, groups=2),
     dict(size=(3, 4, 5), in_channels=9, out_channels=19, kernel_size=4, stride=2, padding=1, batch=2),
     dict(size=(26, 31), in_channels=9, out_channels=16, kernel_size=6, stride=2, output_padding=1),
+    dict(size=(3, 5, 6), in_channels=18, out_channels=19, kernel_size=3, stride=2, padding=1, output_padding=1),
+    dict(size=(7, 9, 8), in_channels=17, out_channels=24, kernel_size=(5, 3, 4), stride=2, padding=1, transposed=False),
 ]
 
 

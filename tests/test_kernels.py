@@ -126,6 +126,23 @@ def test_many_taps_a_phase(module: Any, layer: dict[str, Any], transposed: bool,
     np.testing.assert_array_equal(got, operands.expected)  # halves are exact: so is Winograd
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@pytest.mark.parametrize(
+    "layer", [(3, 2), (5, 2), ((4, 3, 3), (3, 2, 2)), ((1, 4, 3), 2), ((2, 3, 4), (3, 2, 2)), ((7, 4, 4), 2)], ids=repr
+)
+@KERNELS
+def test_volumes_whose_phases_lack_taps(module: Any, layer: tuple[Any, Any], transposed: bool, level: str) -> None:
+    """In the outer dimension, in the inner ones, in all; where x is smaller than the kernel as well."""
+    kernel, stride = layer
+    for size in ((5, 6, 7), (2, 7, 9), (1, 3, 3)):
+        larger = size if transposed else tuple(2 * n + 5 for n in size)
+        numbers = {"in_channels": 24, "out_channels": 20, "kernel_size": kernel, "stride": stride, "padding": 0}
+        problem = runs.make(size=larger, batch=2, transposed=transposed, **numbers)
+        if takes(module, problem, level):
+            check(module, problem, level)
+
+
 def width_of(how: Any) -> int:
     """Positions a tile takes at once (16 for a kernel without a register tile)."""
     return how.tile.width if hasattr(how, "tile") else 16

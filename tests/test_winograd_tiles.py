@@ -77,6 +77,28 @@ def test_kernel_3_at_stride_2_takes_49_products_for_nine_positions_of_four_phase
     assert [c.short for c in tiles.classes(tiling)] == [(False, True), (False, False), (True, False), (True, True)]
 
 
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (4, 3), (7, 3), (4, 2), (2, 2), (1, 2), (2, 3), (3, 1)])
+def test_the_outer_dimension_of_a_volume_has_no_product_of_a_tap_that_is_missing(
+    kernel: int, stride: int, transposed: bool
+) -> None:
+    """Over all phases (all planes of x) there are as many of its taps as the kernel has."""
+    size: dict[str, Any] = {"kernel_size": (kernel, 4, 3), "stride": (stride, 2, 2), "rank": 3}
+    tiling = tiles.tiling_of(ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **size))
+    if transposed:
+        taps = {r: tiles.depth_of(tiling, c.outer) for c in tiles.classes(tiling) for r in c.residues}
+        for (d, _, _), (first, rows) in taps.items():
+            there = [d + stride * t < kernel for t in reversed(range(tiling.ways[0].groups))]  # the last tap is read first
+            if any(there):
+                assert (first, rows) == (8 * there.index(True), 8 * sum(there)), (d, first, rows)
+            else:  # products with zeros: whatever is added up has to be written
+                assert (first, rows) == (0, 8)
+    else:
+        taps_of = tiles.depth_taps(tiling)
+        assert sorted({stride * group[0] + plane[0] for group, plane in taps_of}) == list(range(kernel))
+        assert 8 * len(taps_of) == tiling.depth == 8 * kernel * 2 * 2
+
+
 @pytest.mark.parametrize(
     ("taps", "groups_of"), [(2, (2, 1)), (3, (3, 1)), (4, (2, 2)), (5, (3, 2)), (6, (3, 2)), (7, (2, 4)), (8, (2, 4)), (9, (3, 3))]
 )

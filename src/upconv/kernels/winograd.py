@@ -33,10 +33,13 @@ from upconv.kernels.winograd_cuts import ALONE, positions
 from upconv.kernels.winograd_tiles import (
     NARROW,
     Tiling,
+    class_taps,
     classes,
+    depth_of,
     depth_taps,
     lines,
     live,
+    outers,
     phases_of,
     steps,
     tiling_of,
@@ -151,7 +154,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
         "lines_bytes": how.lines_bytes, "quads_bytes": how.quads_bytes, "m_bytes": how.m_bytes,
         "v_bytes": how.v_bytes, "written_bytes": how.written_bytes, "asks_written": int(how.written > 0),
-        "asks_read": int(how.read > 0), "strips": int(_point_table(problem, how)[:, 1].sum()),
+        "asks_read": int(how.read > 0), "outers": len(outers(how.tiling)), "strips": int(_point_table(problem, how)[:, 1].sum()),
         "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
     }  # fmt: skip
     tables = {
@@ -162,17 +165,18 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
 
 
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
-    """For each product and point, what is live there: first strip of rows, strips, first row of the depth, rows."""
+    """For each product, point, and outer tap or none, what is live: first strip of rows, strips, first row of the depth, rows."""
     spec, tiling = problem.spec, how.tiling
-    c, groups = _half(problem, how)[0], prod(way.groups for way in how.ways)
-    sizes = how.tile_blocks if spec.transposed else tuple(len(k.residues) * groups * c for k in classes(tiling))
+    c = _half(problem, how)[0]
+    sizes = how.tile_blocks if spec.transposed else tuple(len(class_taps(tiling, k)) * c for k in classes(tiling))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
-    for point in tiling.points:
-        kept = live(tiling, point)
+    for point, outer in product(tiling.points, outers(tiling)):
+        kept = live(tiling, point, outer)
         part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
+        first, rows = (n // how.halves for n in depth_of(tiling, outer))
         ends = (int(way.transformed and u == way.window - 1) for way, u in zip(how.ways[1:], point, strict=True))
-        found.append((*((*part, 0, how.depth) if spec.transposed else (0, sum(how.tile_blocks), *part)), *ends))
+        found.append((*((*part, first, rows) if spec.transposed else (0, sum(how.tile_blocks), *part)), *ends))
     return np.array(found * PRODUCTS[how.halves], np.int64)
 
 
@@ -191,9 +195,9 @@ def _plane_rows(tiling: Tiling) -> NDArray[np.int64]:
     """For each group of taps and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
     _, (pd, ph, pw) = steps(tiling.spec)
     number = {tap: i for i, tap in enumerate(depth_taps(tiling))}
-    gd, gh, gw = (range(way.groups) for way in tiling.ways)
-    outer = product(gd, range(pd), gh, gw, range(ph), range(pw))
-    return np.array([number[(td, th, tw), (d, h, w)] for td, d, th, tw, h, w in outer], np.int64)
+    _, gh, gw = (range(way.groups) for way in tiling.ways)
+    outer = product(range(tiling.planes), gh, gw, range(ph), range(pw))
+    return np.array([number[(d // pd, th, tw), (d % pd, h, w)] for d, th, tw, h, w in outer], np.int64)
 
 
 def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -208,7 +212,7 @@ def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[
         range(window.origin, window.origin + window.step * way.groups, window.step)
         for window, way in zip((h, w), ways[1:], strict=True)
     )
-    outer = list(product(range(d.origin, d.origin + d.reach * ways[0].groups), outer_h, outer_w))
+    outer = list(product(range(d.origin, d.origin + how.tiling.planes), outer_h, outer_w))
     every = [at(e, eh + i, ew + j) for e, eh, ew in outer for i, j in product(range(h.reach), range(w.reach))]
     return np.array([at(*e) for e in outer], np.int64), np.array(every, np.int64)
 

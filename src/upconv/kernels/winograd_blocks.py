@@ -262,7 +262,7 @@ def _asked(
         written = halves * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)
     one_block = halves == 1 and splits == 1 and cut.parts == 1 and all(way.groups == 1 for way in ways[1:])
     if one_block and prod(problem.input_shape) * item >= ASKED_X * target.l2:
-        rows = ways[0].groups * steps(problem.spec)[1][0] * code.window[0]
+        rows = tiling.planes * code.window[0]
         read = ahead.most_read(room, rows, w.step, code.window[1], item, w.positions)
     return written, read
 

@@ -159,8 +159,10 @@ def emit(code: Code) -> str:
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
             with f.when(s["asks_written"] > 0, name="begin"):
                 ahead.emit_begin(f, to_write, y, number_out * s["y_channel"], s["y_channel"], several, register_tiles)
-            with f.loop(0, len(code.points) * PRODUCTS[code.halves], name="point") as point:
-                first_strip, strips, first_row, rows, *only_last = (f.load("i64", points[point * POINT + i]) for i in range(POINT))
+            every_point = len(code.points) * PRODUCTS[code.halves]
+            with f.loop(0, every_point, name="point") as point, f.loop(0, s["outers"], name="outer") as outer:
+                entry = points[(point * s["outers"] + outer) * POINT]
+                first_strip, strips, first_row, rows, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
                 for here, only in zip(last, only_last, strict=True):
                     rows = f.select(here & only.equals(1), 0, rows)
                 left = weight[point * s["weight_point"] + (ic * s["tile_blocks"] + first_strip) * strip]
@@ -182,5 +184,6 @@ _TASK_SLOTS = (
     "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
     "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes", "by_position", "last_h",
     "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips",
+    "outers",
     "x_channel", "channels_in",
 )  # fmt: skip

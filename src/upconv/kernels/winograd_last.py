@@ -28,7 +28,9 @@ from upconv.kernels.winograd_tiles import (
     Points,
     Residue,
     Tiling,
+    class_taps,
     classes,
+    depth_of,
     depth_taps,
     lines,
     live,
@@ -235,12 +237,15 @@ def _chunk_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
 def _live(tiling: Tiling) -> NDArray[np.int64]:
     """For each class of phases and point, what is not all zeros: (first row of the depth, rows), and the next point with some."""
     spec, every = tiling.spec, classes(tiling)
-    kept = [live(tiling, point) for point in tiling.points]
     if spec.transposed:
-        found = [[(0, tiling.depth * (number in k)) for k in kept] for number in range(len(every))]
+        found = [
+            [depth_of(tiling, c.outer) if number in live(tiling, point, c.outer) else (0, 0) for point in tiling.points]
+            for number, c in enumerate(every)
+        ]
     else:
-        each = spec.in_channels // spec.groups * prod(way.groups for way in tiling.ways)
-        starts = [0, *accumulate(len(c.residues) * each for c in every)]
+        kept = [live(tiling, point) for point in tiling.points]
+        channels = spec.in_channels // spec.groups
+        starts = [0, *accumulate(len(class_taps(tiling, c)) * channels for c in every)]
         found = [[(starts[k.start], starts[k.stop] - starts[k.start]) for k in kept]]
     following = [[next((i for i in range(at + 1, len(row)) if row[i][1]), len(row)) for at in range(len(row))] for row in found]
     return np.concatenate([np.array(found, np.int64), np.array(following, np.int64)[:, :, None]], axis=2)

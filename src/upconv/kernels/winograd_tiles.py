@@ -148,10 +148,16 @@ class Tiling:
         return any(way.points == WIDE for way in self.ways)
 
     @property
+    def planes(self) -> int:
+        """Planes of x along the outer dimension, which is left plain, that a tile's sums go over."""
+        spec = self.spec
+        return self.ways[0].groups if spec.transposed or spec.rank < 3 else spec.kernel_size[0]
+
+    @property
     def depth(self) -> int:
         """Products that are summed for one row, column and point: channels, planes of x and groups of taps."""
-        spec = self.spec
-        return spec.in_channels // spec.groups * prod(steps(spec)[1]) * prod(way.groups for way in self.ways)
+        _, h, w = self.ways
+        return self.spec.in_channels // self.spec.groups * self.planes * prod(steps(self.spec)[1][1:]) * h.groups * w.groups
 
 
 def tiling_of(spec: ConvSpec, last: Points = NARROW) -> Tiling:
@@ -227,11 +233,20 @@ Group = tuple[int, int, int]
 
 def depth_taps(tiling: Tiling) -> list[tuple[Group, Residue]]:
     """What the depth of a GEMM goes over, besides channels: (group of taps, plane of x), the planes class by class."""
-    d, h, w = (range(way.groups) for way in tiling.ways)
-    groups = list(product(d, h, w))
     if tiling.spec.transposed:
-        return [(group, (0, 0, 0)) for group in groups]
-    return [(group, plane) for c in classes(tiling) for group in groups for plane in c.residues]
+        return [(group, (0, 0, 0)) for group in _groups(tiling)]
+    return [tap for c in classes(tiling) for tap in class_taps(tiling, c)]
+
+
+def class_taps(tiling: Tiling, c: Class) -> list[tuple[Group, Residue]]:
+    """The same for one class of a convolution: the planes of x that its kernel reaches."""
+    step = steps(tiling.spec)[1][0]
+    return [(group, plane) for group in _groups(tiling) for plane in c.residues if step * group[0] + plane[0] < tiling.planes]
+
+
+def _groups(tiling: Tiling) -> list[Group]:
+    d, h, w = (range(way.groups) for way in tiling.ways)
+    return list(product(d, h, w))
 
 
 def weight_places(tiling: Tiling, phases: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -266,7 +281,10 @@ Residue = tuple[int, int, int]
 class Class:
     """Residues that lack a tap in the same dimensions: there the kernel is no multiple of the stride."""
 
+    outer: bool
+    """Whether phases lack the outer dimension's first tap in depth, which is left plain: their sums are shorter."""
     short: tuple[bool, bool]
+    """Whether they lack the last tap of each inner dimension, where a point is empty then."""
     residues: tuple[Residue, ...]
 
 
@@ -279,11 +297,12 @@ def classes(tiling: Tiling) -> tuple[Class, ...]:
     """Phases of a transposed layer, planes of a convolution, by the taps they lack."""
     spec, ways = tiling.spec, tiling.ways
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
-    found: dict[tuple[bool, bool], list[Residue]] = {key: [] for key in _ORDER}
+    found: dict[tuple[bool, tuple[bool, bool]], list[Residue]] = {key: [] for key in product((False, True), _ORDER)}
     for residue in product(*(range(s) for s in stride)):
         h, w = (_short(way, s, k, r) for way, s, k, r in zip(ways[1:], stride[1:], kernel[1:], residue[1:], strict=True))
-        found[h, w].append((residue[0], residue[1], residue[2]))
-    return tuple(Class(key, tuple(residues)) for key, residues in found.items() if residues)
+        outer = spec.transposed and ways[0].groups > 1 and residue[0] + stride[0] * (ways[0].total - 1) >= kernel[0]
+        found[outer, (h, w)].append((residue[0], residue[1], residue[2]))
+    return tuple(Class(*key, tuple(residues)) for key, residues in found.items() if residues)
 
 
 def phases_of(tiling: Tiling) -> list[tuple[Residue, ...]]:
@@ -296,12 +315,27 @@ def _short(way: Way, stride: int, kernel: int, residue: int) -> bool:
     return way.transformed and way.groups == 1 and residue + stride * (way.taps - 1) >= kernel
 
 
-def live(tiling: Tiling, point: tuple[int, int]) -> range:
-    """The classes whose transformed weights are not all zero at a point: one end of the window belongs to one tap alone.
+def live(tiling: Tiling, point: tuple[int, int], outer: bool = False) -> range:
+    """The classes, of those with or without the `outer` tap, whose transformed weights are not all zero at a point.
 
-    That is the last tap, which a transposed layer reads first.
+    One end of the window belongs to one tap alone: to the last, which a transposed layer reads first.
     """
     every = classes(tiling)
     dead = [0 if tiling.spec.transposed else way.window - 1 for way in tiling.ways[1:]]
-    kept = [i for i, c in enumerate(every) if not any(s and u == v for s, u, v in zip(c.short, point, dead, strict=True))]
+    kept = [
+        i
+        for i, c in enumerate(every)
+        if c.outer == outer and not any(s and u == v for s, u, v in zip(c.short, point, dead, strict=True))
+    ]
     return range(kept[0], kept[-1] + 1) if kept else range(0)
+
+
+def outers(tiling: Tiling) -> tuple[bool, ...]:
+    """Whether there are classes that have, and that lack, the outer tap."""
+    return tuple(sorted({c.outer for c in classes(tiling)}))
+
+
+def depth_of(tiling: Tiling, outer: bool) -> tuple[int, int]:
+    """(first row of the depth, rows) of the phases that have, or lack, the outer dimension's first tap."""
+    without = tiling.depth // tiling.ways[0].groups if outer else 0
+    return without, tiling.depth - without

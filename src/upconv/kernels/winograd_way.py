@@ -25,7 +25,7 @@ SLOTS = jobs.Slots(
                 "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
                 "x_group", "x_half", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
                 "line_bytes", "lines_bytes", "quads_bytes", "v_bytes", "by_position", "last_h",
-                "last_w", "asks_written", "asks_read", "written_bytes", "strips",
+                "last_w", "asks_written", "asks_read", "written_bytes", "strips", "outers",
             )
         )
     )

@@ -7,7 +7,7 @@ from math import ceil
 
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.strassen_products import PRODUCTS
-from upconv.kernels.winograd_tiles import Tiling, classes, live, phases_of
+from upconv.kernels.winograd_tiles import Tiling, classes, depth_of, live, phases_of
 
 NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, STRASSEN_PART = 256, 128, 96, 64, 256
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
@@ -62,7 +62,7 @@ def _most_of(tiling: Tiling, halves: int) -> int:
         return NARROW_PART
     if sum(way.transformed for way in tiling.ways) == 1:
         return WIDE_PART
-    return WIDE_PART_UNEVEN if len(classes(tiling)) > 1 else WIDE_PART_OF_TWO
+    return WIDE_PART_UNEVEN if any(any(c.short) for c in classes(tiling)) else WIDE_PART_OF_TWO
 
 
 def column_bytes(tiling: Tiling, halves: int, itemsize: int) -> int:
@@ -70,18 +70,24 @@ def column_bytes(tiling: Tiling, halves: int, itemsize: int) -> int:
     return len(tiling.points) * PRODUCTS[halves] * (tiling.depth // halves) * itemsize
 
 
-def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> int:
-    """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles."""
+def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> float:
+    """Rows of a chunk, summed over the points: the classes that are live there, filled up to whole tiles.
+
+    Those whose sums are shorter count as that part.
+    """
     if not tiling.spec.transposed:
         return len(tiling.points) * sum(tile_blocks) * tile.rows
     return sum(blocks * points for blocks, points in zip(tile_blocks, _live_points(tiling), strict=True)) * tile.rows
 
 
 @lru_cache(maxsize=512)
-def _live_points(tiling: Tiling) -> tuple[int, ...]:
-    """At how many points each class is live."""
-    kept = [live(tiling, point) for point in tiling.points]
-    return tuple(sum(i in classes_ for classes_ in kept) for i in range(len(classes(tiling))))
+def _live_points(tiling: Tiling) -> tuple[float, ...]:
+    """At how many points each class is live, for that part of the depth."""
+    found = []
+    for i, c in enumerate(classes(tiling)):
+        points = sum(i in live(tiling, point, c.outer) for point in tiling.points)
+        found.append(points * depth_of(tiling, c.outer)[1] / tiling.depth)
+    return tuple(found)
 
 
 def tile_blocks_of(tiling: Tiling, chunk: int, tile: Tile) -> tuple[int, ...]:
