@@ -129,7 +129,18 @@ def test_many_taps_a_phase(module: Any, layer: dict[str, Any], transposed: bool,
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize(
-    "layer", [(3, 2), (5, 2), ((4, 3, 3), (3, 2, 2)), ((1, 4, 3), 2), ((2, 3, 4), (3, 2, 2)), ((7, 4, 4), 2)], ids=repr
+    "layer",
+    [
+        (3, 2),
+        (5, 2),
+        ((4, 3, 3), (3, 2, 2)),
+        ((1, 4, 3), 2),
+        ((2, 3, 4), (3, 2, 2)),
+        ((7, 4, 4), 2),
+        ((3, 2, 2), 2),
+        ((5, 2, 4), 2),
+    ],
+    ids=repr,
 )
 @KERNELS
 def test_volumes_whose_phases_lack_taps(module: Any, layer: tuple[Any, Any], transposed: bool, level: str) -> None:

@@ -86,7 +86,7 @@ def test_the_outer_dimension_of_a_volume_has_no_product_of_a_tap_that_is_missing
     size: dict[str, Any] = {"kernel_size": (kernel, 4, 3), "stride": (stride, 2, 2), "rank": 3}
     tiling = tiles.tiling_of(ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **size))
     if transposed:
-        taps = {r: tiles.depth_of(tiling, c.outer) for c in tiles.classes(tiling) for r in c.residues}
+        taps = {r: tiles.depth_of(tiling, c.shallow) for c in tiles.classes(tiling) for r in c.residues}
         for (d, _, _), (first, rows) in taps.items():
             there = [d + stride * t < kernel for t in reversed(range(tiling.ways[0].groups))]  # the last tap is read first
             if any(there):

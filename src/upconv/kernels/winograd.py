@@ -37,9 +37,9 @@ from upconv.kernels.winograd_tiles import (
     classes,
     depth_of,
     depth_taps,
+    depths,
     lines,
     live,
-    outers,
     phases_of,
     steps,
     tiling_of,
@@ -154,7 +154,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
         "lines_bytes": how.lines_bytes, "quads_bytes": how.quads_bytes, "m_bytes": how.m_bytes,
         "v_bytes": how.v_bytes, "written_bytes": how.written_bytes, "asks_written": int(how.written > 0),
-        "asks_read": int(how.read > 0), "outers": len(outers(how.tiling)), "strips": int(_point_table(problem, how)[:, 1].sum()),
+        "asks_read": int(how.read > 0), "depths": len(depths(how.tiling)), "strips": int(_point_table(problem, how)[:, 1].sum()),
         "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
     }  # fmt: skip
     tables = {
@@ -165,16 +165,16 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
 
 
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
-    """For each product, point, and outer tap or none, what is live: first strip of rows, strips, first row of the depth, rows."""
+    """For each product, point and depth, what is live there: first strip of rows, strips, first row of the depth, rows."""
     spec, tiling = problem.spec, how.tiling
     c = _half(problem, how)[0]
     sizes = how.tile_blocks if spec.transposed else tuple(len(class_taps(tiling, k)) * c for k in classes(tiling))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
-    for point, outer in product(tiling.points, outers(tiling)):
-        kept = live(tiling, point, outer)
+    for point, shallow in product(tiling.points, depths(tiling)):
+        kept = live(tiling, point, shallow)
         part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
-        first, rows = (n // how.halves for n in depth_of(tiling, outer))
+        first, rows = (n // how.halves for n in depth_of(tiling, shallow))
         ends = (int(way.transformed and u == way.window - 1) for way, u in zip(how.ways[1:], point, strict=True))
         found.append((*((*part, first, rows) if spec.transposed else (0, sum(how.tile_blocks), *part)), *ends))
     return np.array(found * PRODUCTS[how.halves], np.int64)

@@ -160,8 +160,8 @@ def emit(code: Code) -> str:
             with f.when(s["asks_written"] > 0, name="begin"):
                 ahead.emit_begin(f, to_write, y, number_out * s["y_channel"], s["y_channel"], several, register_tiles)
             every_point = len(code.points) * PRODUCTS[code.halves]
-            with f.loop(0, every_point, name="point") as point, f.loop(0, s["outers"], name="outer") as outer:
-                entry = points[(point * s["outers"] + outer) * POINT]
+            with f.loop(0, every_point, name="point") as point, f.loop(0, s["depths"], name="depth") as depth:
+                entry = points[(point * s["depths"] + depth) * POINT]
                 first_strip, strips, first_row, rows, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
                 for here, only in zip(last, only_last, strict=True):
                     rows = f.select(here & only.equals(1), 0, rows)
@@ -184,6 +184,6 @@ _TASK_SLOTS = (
     "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
     "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes", "by_position", "last_h",
     "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips",
-    "outers",
+    "depths",
     "x_channel", "channels_in",
 )  # fmt: skip

@@ -239,7 +239,7 @@ def _live(tiling: Tiling) -> NDArray[np.int64]:
     spec, every = tiling.spec, classes(tiling)
     if spec.transposed:
         found = [
-            [depth_of(tiling, c.outer) if number in live(tiling, point, c.outer) else (0, 0) for point in tiling.points]
+            [depth_of(tiling, c.shallow) if number in live(tiling, point, c.shallow) else (0, 0) for point in tiling.points]
             for number, c in enumerate(every)
         ]
     else:

@@ -281,8 +281,8 @@ Residue = tuple[int, int, int]
 class Class:
     """Residues that lack a tap in the same dimensions: there the kernel is no multiple of the stride."""
 
-    outer: bool
-    """Whether phases lack the outer dimension's first tap in depth, which is left plain: their sums are shorter."""
+    shallow: bool
+    """Whether phases lack a tap of the outer dimension, which is left plain: their sums are shorter by what it reads, the first."""
     short: tuple[bool, bool]
     """Whether they lack the last tap of each inner dimension, where a point is empty then."""
     residues: tuple[Residue, ...]
@@ -300,8 +300,8 @@ def classes(tiling: Tiling) -> tuple[Class, ...]:
     found: dict[tuple[bool, tuple[bool, bool]], list[Residue]] = {key: [] for key in product((False, True), _ORDER)}
     for residue in product(*(range(s) for s in stride)):
         h, w = (_short(way, s, k, r) for way, s, k, r in zip(ways[1:], stride[1:], kernel[1:], residue[1:], strict=True))
-        outer = spec.transposed and ways[0].groups > 1 and residue[0] + stride[0] * (ways[0].total - 1) >= kernel[0]
-        found[outer, (h, w)].append((residue[0], residue[1], residue[2]))
+        shallow = spec.transposed and ways[0].groups > 1 and residue[0] + stride[0] * (ways[0].total - 1) >= kernel[0]
+        found[shallow, (h, w)].append((residue[0], residue[1], residue[2]))
     return tuple(Class(*key, tuple(residues)) for key, residues in found.items() if residues)
 
 
@@ -315,8 +315,8 @@ def _short(way: Way, stride: int, kernel: int, residue: int) -> bool:
     return way.transformed and way.groups == 1 and residue + stride * (way.taps - 1) >= kernel
 
 
-def live(tiling: Tiling, point: tuple[int, int], outer: bool = False) -> range:
-    """The classes, of those with or without the `outer` tap, whose transformed weights are not all zero at a point.
+def live(tiling: Tiling, point: tuple[int, int], shallow: bool = False) -> range:
+    """The classes, of those that are `shallow` or those that are not, whose transformed weights are not all zero at a point.
 
     One end of the window belongs to one tap alone: to the last, which a transposed layer reads first.
     """
@@ -325,17 +325,17 @@ def live(tiling: Tiling, point: tuple[int, int], outer: bool = False) -> range:
     kept = [
         i
         for i, c in enumerate(every)
-        if c.outer == outer and not any(s and u == v for s, u, v in zip(c.short, point, dead, strict=True))
+        if c.shallow == shallow and not any(s and u == v for s, u, v in zip(c.short, point, dead, strict=True))
     ]
     return range(kept[0], kept[-1] + 1) if kept else range(0)
 
 
-def outers(tiling: Tiling) -> tuple[bool, ...]:
-    """Whether there are classes that have, and that lack, the outer tap."""
-    return tuple(sorted({c.outer for c in classes(tiling)}))
+def depths(tiling: Tiling) -> tuple[bool, ...]:
+    """The kinds of classes there are: not shallow, shallow."""
+    return tuple(sorted({c.shallow for c in classes(tiling)}))
 
 
-def depth_of(tiling: Tiling, outer: bool) -> tuple[int, int]:
-    """(first row of the depth, rows) of the phases that have, or lack, the outer dimension's first tap."""
-    without = tiling.depth // tiling.ways[0].groups if outer else 0
+def depth_of(tiling: Tiling, shallow: bool) -> tuple[int, int]:
+    """(first row of the depth, rows) of classes of a kind."""
+    without = tiling.depth // tiling.ways[0].groups if shallow else 0
     return without, tiling.depth - without

@@ -25,7 +25,7 @@ SLOTS = jobs.Slots(
                 "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
                 "x_group", "x_half", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
                 "line_bytes", "lines_bytes", "quads_bytes", "v_bytes", "by_position", "last_h",
-                "last_w", "asks_written", "asks_read", "written_bytes", "strips", "outers",
+                "last_w", "asks_written", "asks_read", "written_bytes", "strips", "depths",
             )
         )
     )
@@ -33,8 +33,8 @@ SLOTS = jobs.Slots(
 
 
 POINT = 6
-"""Numbers a point: first strip of rows, strips, first row of the depth, rows; whether it serves a tile's last output alone, in each
-of the two inner dimensions."""
+"""Numbers a point and depth: first strip of rows, strips, first row of the depth, rows; whether it serves a tile's last output
+alone, in each of the two inner dimensions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,8 @@ def _live_points(tiling: Tiling) -> tuple[float, ...]:
     """At how many points each class is live, for that part of the depth."""
     found = []
     for i, c in enumerate(classes(tiling)):
-        points = sum(i in live(tiling, point, c.outer) for point in tiling.points)
-        found.append(points * depth_of(tiling, c.outer)[1] / tiling.depth)
+        points = sum(i in live(tiling, point, c.shallow) for point in tiling.points)
+        found.append(points * depth_of(tiling, c.shallow)[1] / tiling.depth)
     return tuple(found)
 
 
