@@ -196,7 +196,7 @@ EQUAL = 0.96
 
 
 def _busiest(problem: Problem, tile: Tile, way: Way, cut: Cut, shares: Shares, threads: int) -> float:
-    """Cycles of the thread that has most to do, of a group's channels: its tiles, and the copies that each of its tasks makes."""
+    """Cycles of the thread that has most to do, all groups of channels counted: its tiles, and what each of its tasks copies."""
     spec, groups_ = problem.spec, phase_groups(band(problem, way.cropped), way.shared)
     channels_in, chunks = spec.in_channels // spec.groups, ceil(spec.out_channels // spec.groups / shares.chunk)
     blocks = zip(_tile_blocks(tile, shares.chunk, groups_), groups_, strict=True)

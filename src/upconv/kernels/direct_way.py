@@ -343,4 +343,4 @@ def offered_cuts(
         pieces = round_up(pieces, threads)
     usual = cut(length, tile.lanes if length < 4 * tile.width else tile.width, pieces)
     few = [cut(length, usual.unit, n) for n in sorted({1, threads}) if n < pieces and ceil(length / n) <= most]
-    return [usual, *few, cut(length, tile.lanes, pieces)]
+    return list(dict.fromkeys([usual, *few, cut(length, tile.lanes, pieces)]))
