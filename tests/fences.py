@@ -121,7 +121,7 @@ def layers() -> list[dict[str, Any]]:
         add((width,), 5, 5, 12, 2, groups=5)
         add((width,), 3, 3, 7, 5, groups=3, padding=3, dilation=2, output_padding=1)
         add((2, 3, width), 2, 2, (2, 3, 16), (2, 1, 8), groups=2, padding=(0, 1, 4))
-    for length in (1, 7, 8, 9, 16, 17, 33, 97):  # halves: pairs of vectors that are full, half empty, of several images
+    for length in (1, 7, 8, 9, 16, 17, 33, 97, 193):  # slices: pairs and fours of vectors: full, half empty, of several images
         add((length,), 16, 12, 2, 2, batch=3)
         add((3 * length,), 12, 16, 4, 2, padding=1, batch=2)
         add((2, length), 8, 10, 3, 2, padding=1, groups=1, batch=2)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kernel_runs import Kept, columns_of, operands, run_kernel
 from upconv import execute
 from upconv.codegen.target import LINE
-from upconv.kernels import ahead, strassen, winograd, winograd_blocks, winograd_wide
+from upconv.kernels import ahead, strassen, strassen_twice, winograd, winograd_blocks, winograd_wide
 from upconv.kernels.winograd_tiles import lines, windows
 from upconv.spec import ConvSpec, Problem
 
@@ -57,6 +57,7 @@ CASES = [
     (winograd_wide, problem_of((12, 24), 4, 2, 1, (18, 66), 2, transposed=False)),
     (winograd, replace(problem_of((16, 12), 4, 2, 1, (9, 30)), dtype="float64")),
     (strassen, problem_of((32, 32), 2, 2, 0, (19, 21), 2)),
+    (strassen_twice, problem_of((32, 32), 2, 2, 0, (19, 21), 2)),
     (strassen, problem_of((32, 32), (1, 2, 2), (1, 2, 2), 0, (3, 8, 8))),
 ]
 
@@ -104,15 +105,15 @@ def test_each_block_asks_for_what_it_writes_and_the_next_one_reads(kernel: Any, 
         pytest.skip("no such kernel here")
     how, given = kernel.blocking(problem, target, 1), operands(problem)
     assert how.written
-    assert (how.read > 0) == (how.halves == 1 and not how.by_position and how.splits == 1)
-    plane = problem.spec.out_channels // 2 * int(np.prod(problem.output_size))
+    assert (how.read > 0) == (how.slices == 1 and not how.by_position and how.splits == 1)
+    plane = problem.spec.out_channels // how.slices * int(np.prod(problem.output_size))
     for number in range(how.cut.count):
         buffers = Poisoned()
         run_kernel(kernel, problem, given, target, buffers=buffers, only=number)
         to_read = how.workspace_bytes - 256 - how.read_bytes
         to_write = to_read - how.written_bytes
         wanted, _ = written(problem, how, number)
-        wanted |= {place + plane for place in wanted} if how.halves > 1 else set()
+        wanted = {place + plane * n for place in wanted for n in range(how.slices)}
         check(buffers.kept[0][to_write:to_read], wanted, problem)
         if how.read and number + 1 < how.cut.count:  # the next one of a single thread's
             check(buffers.kept[0][to_read : to_read + how.read_bytes], read(problem, how, number + 1), problem)

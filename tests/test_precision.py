@@ -10,7 +10,7 @@ import pytest
 import upconv
 from upconv import execute
 from upconv.codegen import target as targets
-from upconv.kernels import direct, strassen, winograd, winograd_last, winograd_wide
+from upconv.kernels import direct, strassen, strassen_twice, winograd, winograd_last, winograd_wide
 from upconv.planner import Plan
 from upconv.spec import Problem
 
@@ -34,6 +34,7 @@ LAYERS = {
     "k4s2 convolution, 2-D": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (40, 40), 128),
     "k4s2 convolution, 2-D, deep": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (20, 20), 512),
     "k2s2, 2-D": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (20, 20), 256),
+    "k2s2, 2-D, middling": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (16, 16), 512),
     "k2s2, 2-D, deep": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (16, 16), 1024),
     "k16s8, 1-D, deep": (dict(transposed=True, kernel_size=16, stride=8, padding=4, rank=1), (96,), 1024),
     "k1 convolution, deep": (dict(transposed=False, kernel_size=1, rank=2), (24, 24), 1024),
@@ -73,7 +74,9 @@ def test_wide_windows_leave_out_layers_whose_direct_sum_is_too_short_for_their_r
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("kernel", [winograd, winograd_wide, winograd_last, strassen], ids=lambda module: module.NAME)
+@pytest.mark.parametrize(
+    "kernel", [winograd, winograd_wide, winograd_last, strassen, strassen_twice], ids=lambda module: module.NAME
+)
 def test_no_kernel_errs_more_than_four_times_as_much_as_the_direct_sum(kernel: Any, name: str) -> None:
     arguments, size, channels = LAYERS[name]
     spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)

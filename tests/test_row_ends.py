@@ -56,7 +56,7 @@ def expected(module: Any, problem: Problem, number: int) -> list[int]:
     """The same, element by element of every window."""
     how = module.blocking(problem, HOST, 1)
     of, outer = lines(problem, how.ways), module.bind(problem, how).tables["outer"]
-    code = code_of(problem, how.ways, how.tile, how.halves)
+    code = code_of(problem, how.ways, how.tile, how.slices)
     d, h, w = np.meshgrid(0, np.arange(code.reach[0]), np.arange(code.reach[1]), indexing="ij")
     sizes, image = [line.size for line in of], problem.spec.in_channels * int(np.prod(problem.input_size))
     last = (problem.batch - 1) * image + int(np.prod(sizes))  # behind the first channel of the last image

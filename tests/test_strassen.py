@@ -1,4 +1,4 @@
-"""Strassen's products of halves: the identity, images that stay apart, and when plans take it."""
+"""Strassen's products of halves and of quarters: the identity, images that stay apart, and when plans take it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 import kernel_runs as runs
 import upconv
 from upconv.codegen import target as targets
-from upconv.kernels import strassen
-from upconv.kernels.strassen_products import LEFT, PRODUCTS, RIGHT, SUM
+from upconv.codegen.ir import Function, Value
+from upconv.kernels import strassen, strassen_twice
+from upconv.kernels.strassen_products import LEFT, PRODUCTS, RIGHT, SUM, left, places, row_and_column
+from upconv.kernels.strassen_sums import Sums, emit_right
 
 HOST = targets.host()
 LAYERS = {
@@ -20,6 +22,7 @@ LAYERS = {
     "k3s2": dict(size=(70,), in_channels=8, out_channels=16, kernel_size=3, stride=2, padding=1),
     "convolution k2s2": dict(size=(10, 9), transposed=False, in_channels=8, out_channels=16, kernel_size=2, stride=2),
 }
+BOTH = pytest.mark.parametrize("kernel", [strassen, strassen_twice], ids=lambda module: module.NAME)
 needs_vectors = pytest.mark.skipif(HOST.lanes(4) < 4, reason="vectors too short on this machine")
 
 
@@ -30,26 +33,66 @@ def test_seven_products_are_the_product_of_any_two_matrices_of_two_by_two() -> N
         np.testing.assert_array_equal(SUM @ ((LEFT @ a) * (RIGHT @ b)), (a.reshape(2, 2) @ b.reshape(2, 2)).ravel())
 
 
+class Numbers(Function):
+    """A function whose values are numbers: what is emitted is done at once."""
+
+    def number(self, value: float) -> Value:
+        return Value(self, repr(float(value)), "float")
+
+    def fadd(self, a: Value, b: Value) -> Value:
+        return self.number(float(a.text) + float(b.text))
+
+    def fsub(self, a: Value, b: Value) -> Value:
+        return self.number(float(a.text) - float(b.text))
+
+    def splat(self, value: Any, type_: str) -> Value:
+        return self.number(value)
+
+    def fmul(self, a: Value, b: Value) -> Value:
+        return self.number(float(a.text) * float(b.text))
+
+
+@pytest.mark.parametrize("slices", [2, 4])
+def test_emitted_sums_and_products_are_the_product_of_any_two_matrices(slices: int) -> None:
+    f, rng = Numbers("sums", []), np.random.default_rng(0)
+    a, b = (rng.integers(-9, 10, (slices, slices)) for _ in range(2))
+    multiplied = [float(value.text) for value in emit_right(f, [f.number(v) for v in b.ravel()])]
+    assert len(multiplied) == PRODUCTS[slices]
+    products = (left(slices) @ a.ravel()) * multiplied
+    sums = Sums(f, lambda n: f.number(products[n]))
+    got = {row_and_column(place): float(sums.emit(place).text) for place in places(slices)}
+    assert got == {at: value for at, value in np.ndenumerate(a @ b)}
+
+
 @needs_vectors
+@BOTH
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("special", [np.nan, np.inf, 3e30])
-def test_no_image_of_a_batch_touches_another(name: str, special: float) -> None:
-    """Halves of tiles mix, but those of one image: what a broken image holds does not reach its neighbours."""
+def test_no_image_of_a_batch_touches_another(kernel: Any, name: str, special: float) -> None:
+    """Slices of tiles mix, but those of one image: what a broken image holds does not reach its neighbours."""
     problem = runs.make(batch=3, **LAYERS[name])
     assert strassen.rejects(problem, HOST) is None
+    if kernel is strassen_twice and name not in ("k2s2", "convolution k2s2"):
+        assert kernel.rejects(problem, HOST) == "4 points: 49 products at each would leave the caches"
+        return
+    assert kernel.rejects(problem, HOST) is None
     plain = runs.operands(problem)
     x = plain.x.copy()
     x[1] = special
     with np.errstate(over="ignore", invalid="ignore"):
-        got = runs.run_kernel(strassen, problem, runs.Operands(x, plain.weight, plain.bias, plain.expected), HOST)
+        got = runs.run_kernel(kernel, problem, runs.Operands(x, plain.weight, plain.bias, plain.expected), HOST)
     np.testing.assert_array_equal(got[[0, 2]], plain.expected[[0, 2]])
 
 
 @needs_vectors
-def test_channels_that_cannot_be_halved_are_refused_with_the_reason() -> None:
+def test_channels_that_cannot_be_halved_or_quartered_are_refused_with_the_reason() -> None:
     for c, m in ((9, 16), (16, 9)):
         problem = runs.make(size=(9,), in_channels=c, out_channels=m, kernel_size=2, stride=2)
         assert strassen.rejects(problem, HOST) == f"{c} -> {m} channels a group cannot be halved"
+    for c, m in ((10, 16), (16, 10)):
+        problem = runs.make(size=(9,), in_channels=c, out_channels=m, kernel_size=2, stride=2)
+        assert strassen.rejects(problem, HOST) is None
+        assert strassen_twice.rejects(problem, HOST) == f"{c} -> {m} channels a group cannot be quartered"
 
 
 @needs_vectors
@@ -64,6 +107,9 @@ def test_a_plan_counts_an_eighth_less_and_says_why() -> None:
     how = strassen.blocking(problem, HOST, 1)
     assert strassen.macs(problem, how) * 2 < 0.93 * problem.flops  # padding of tiles included
     assert "seven products of halves in place of eight" in strassen.describe(problem, how)
+    how = strassen_twice.blocking(problem, HOST, 1)
+    assert strassen_twice.macs(problem, how) * 2 < 0.93 * 0.93 * problem.flops
+    assert "49 products of quarters in place of 64" in strassen_twice.describe(problem, how)
 
 
 def _plan(**more: Any) -> Any:
@@ -72,7 +118,7 @@ def _plan(**more: Any) -> Any:
 
 @pytest.mark.skipif(HOST.name != "avx2", reason="what the estimates choose on other processors is theirs")
 def test_large_layers_whose_kernel_is_the_stride_take_it_unless_results_are_to_be_precise() -> None:
-    assert _plan().algorithm == "strassen"
+    assert _plan().algorithm in ("strassen", "strassen_twice")
     upconv.set_precise(True)
     try:
         assert _plan().algorithm == "direct"

@@ -21,13 +21,14 @@ from upconv.kernels import (
     overlap_add_last,
     overlap_add_rows,
     strassen,
+    strassen_twice,
     winograd,
     winograd_last,
     winograd_wide,
 )
 from upconv.spec import Problem
 
-CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, overlap_add, overlap_add_rows, depthwise)
+CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, strassen_twice, overlap_add, overlap_add_rows, depthwise)
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, depthwise_last)
 """Those for arrays that have their channels last."""

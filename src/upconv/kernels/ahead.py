@@ -38,10 +38,10 @@ def most_read(room: int, rows: int, step: int, reach: int, item: int, positions:
     return rows * (parts + -(-(room * step + parts * reach) * item // LINE))
 
 
-def emit_written(element: str, lanes: int, slots: Slots, halves: int) -> Function:
+def emit_written(element: str, lanes: int, slots: Slots, slices: int) -> Function:
     """`written(job, table, room, vectors, list)`: the places in a plane of y of all lines that a block writes there.
 
-    Runs that follow one another in y are taken as one. With two halves, the lines are those of two planes, `channels_out` apart.
+    Runs that follow one another in y are taken as one. With `slices`, the lines are those of as many planes, `channels_out` apart.
     """
     arguments = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("vectors", "i64"), ("list", "ptr")]
     f = Function("written", arguments, attributes="internal noinline nounwind")
@@ -53,7 +53,7 @@ def emit_written(element: str, lanes: int, slots: Slots, halves: int) -> Functio
     f.store(f.value(0), numbers[COUNT])
     f.store(f.value(NOWHERE), end)
     with (
-        f.loop(0, halves, name="half") as half,
+        f.loop(0, slices, name="slice") as slice_,
         f.loop(0, s["out_step_d"], name="d") as d,
         f.loop(0, s["out_step_h"], name="h") as h,
         f.loop(0, vectors, name="v") as v,
@@ -62,7 +62,7 @@ def emit_written(element: str, lanes: int, slots: Slots, halves: int) -> Functio
         run = p.runs[number * columns.RUN]
         _, place, od, oh, low, high = (f.load("i64", run[i]) for i in range(columns.RUN))
         there = f.compare("ult", od + d, s["out_d"]) & f.compare("ult", oh + h, s["out_h"])
-        first = half * s["channels_out"] * s["y_channel"] + place + (d * s["out_h"] + h) * s["out_w"]
+        first = slice_ * s["channels_out"] * s["y_channel"] + place + (d * s["out_h"] + h) * s["out_w"]
         last = first + f.select(there, high - low, 0)
         begin = f.select(first.equals(f.load("i64", end)), f.load("i64", following), first)
         _append(f, numbers, begin, last, line)

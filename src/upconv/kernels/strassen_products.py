@@ -9,6 +9,8 @@ multiplies, `SUM` how the quadrants of the result are added up from the products
 >>> (SUM @ products).reshape(2, 2).tolist() == (a @ b).tolist()
 True
 
+Each of the seven can be taken so again: 49 products of quarters where the direct sum has 64.
+
 Source: Strassen, Gaussian Elimination is not Optimal, 1969. Winograd's variant takes three additions fewer, and errs half as
 much again.
 """
@@ -16,6 +18,7 @@ much again.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEFT = np.array(
     [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]]
@@ -25,5 +28,46 @@ RIGHT = np.array(
 )  # fmt: skip
 SUM = np.array([[1, 0, 0, 1, -1, 0, 1], [0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 0, 0, 0], [1, -1, 1, 0, 0, 1, 0]])
 
-PRODUCTS = {1: 1, 2: 7}
-"""Halves of each dimension -> products."""
+PRODUCTS = {1: 1, 2: 7, 4: 49}
+"""Slices of each dimension -> products: of halves, and of quarters, where the products of halves are taken so as well."""
+
+
+def left(slices: int) -> NDArray[np.float64]:
+    """(product, slice): what each product multiplies on the left, slices of the matrix row by row.
+
+    >>> left(2).shape, left(4).shape
+    ((7, 4), (49, 16))
+    """
+    matrix, size = np.eye(1), 1
+    while size < slices:
+        cells = np.kron(LEFT, matrix).reshape(
+            -1, 2, 2, size, size
+        )  # product, then row and column of halves, and of what is in them
+        size *= 2
+        matrix = cells.swapaxes(2, 3).reshape(-1, size * size)
+    return matrix
+
+
+def places(slices: int) -> list[tuple[int, ...]]:
+    """The slices of a result: for each, the number of its quadrant, and in this of its quadrant.
+
+    Those that have all but the first in common follow one another: the products of quarters are added up once for all four.
+
+    >>> places(1), places(2)
+    ([()], [(0,), (1,), (2,), (3,)])
+    """
+    if slices == 1:
+        return [()]
+    return [(outer, *inner) for inner in places(slices // 2) for outer in range(4)]
+
+
+def row_and_column(place: tuple[int, ...]) -> tuple[int, int]:
+    """Of a slice.
+
+    >>> [row_and_column(place) for place in places(4)[:4]]
+    [(0, 0), (0, 2), (2, 0), (2, 2)]
+    """
+    row = column = 0
+    for quadrant in place:
+        row, column = 2 * row + quadrant // 2, 2 * column + quadrant % 2
+    return row, column

@@ -26,7 +26,7 @@ from upconv.kernels import columns, register_tile, store, weights, winograd_code
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
-from upconv.kernels.strassen_products import LEFT, PRODUCTS
+from upconv.kernels.strassen_products import PRODUCTS, left
 from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_cuts import ALONE, positions
@@ -93,7 +93,7 @@ def refuses(problem: Problem, target: Target) -> str | None:
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     """U in the order the tiles read it: [group][product][point][chunk][block][group of taps and plane][channel][row]."""
     spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
-    c, m = _half(problem, how)
+    c, m = _slice(problem, how)
     step, channel_step, group_step = weights.strides(spec)
     channels, phases = [], []
     for blocks, residues in zip(how.tile_blocks, phases_of(tiling), strict=True):
@@ -105,21 +105,20 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     place = place.reshape(*place.shape[:2], 1, -1, rows)
     good = (channel[:, :, None, None, None] >= 0) & (place >= 0)
     where = np.where(good, channel[:, :, None, None, None] * step + place, -1)
-    quadrants = [i * m * step + j * c * channel_step for i, j in product(range(how.halves), repeat=2)]
-    where = np.concatenate([np.where(where < 0, -1, where + quadrant) for quadrant in quadrants], axis=-2)
-    where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, quadrant and window, row
+    slices = [i * m * step + j * c * channel_step for i, j in product(range(how.slices), repeat=2)]
+    where = np.concatenate([np.where(where < 0, -1, where + slice_) for slice_ in slices], axis=-2)
+    where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, slice and window, row
     first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
-    if how.halves > 1:
-        first = np.kron(LEFT, np.eye(1) if first is None else first)
-    matrices = weights.rows_of(first), weights.rows_of(second)
+    sliced = first if how.slices == 1 else np.kron(left(how.slices), np.eye(1) if first is None else first)
+    matrices = weights.rows_of(sliced), weights.rows_of(second)
     transform = weights.Transform(how.tile.element, rows, False, *matrices)  # windows fill lines
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
 
 
-def _half(problem: Problem, how: Blocking) -> tuple[int, int]:
-    """Input and output channels a group, of one of the halves."""
+def _slice(problem: Problem, how: Blocking) -> tuple[int, int]:
+    """Input and output channels a group, of one slice."""
     spec = problem.spec
-    return spec.in_channels // spec.groups // how.halves, spec.out_channels // spec.groups // how.halves
+    return spec.in_channels // spec.groups // how.slices, spec.out_channels // spec.groups // how.slices
 
 
 def packing(problem: Problem, how: Blocking) -> object:
@@ -133,7 +132,7 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec = problem.spec
-    c, m = _half(problem, how)
+    c, m = _slice(problem, how)
     _, ph, pw = steps(spec)[0]
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     chunk_size = how.rows * how.depth
@@ -145,14 +144,14 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
         "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c, "depth": how.depth, "depth_part": how.depth_part,
-        "x_half": c * image_in, "x_end": ((problem.batch - 1) * spec.in_channels + 1) * image_in,
+        "x_slice": c * image_in, "x_end": ((problem.batch - 1) * spec.in_channels + 1) * image_in,
         "group_out": spec.out_channels // spec.groups,
         "phases_h": ph, "phases_w": pw, "weight_point": how.chunks * chunk_size,
-        "weight_group": how.points * PRODUCTS[how.halves] * how.chunks * chunk_size,
+        "weight_group": how.points * PRODUCTS[how.slices] * how.chunks * chunk_size,
         "x_group": spec.in_channels // spec.groups * image_in,
         "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
-        "lines_bytes": how.lines_bytes, "quads_bytes": how.quads_bytes, "m_bytes": how.m_bytes,
+        "lines_bytes": how.lines_bytes, "slices_bytes": how.slices_bytes, "m_bytes": how.m_bytes,
         "v_bytes": how.v_bytes, "written_bytes": how.written_bytes, "asks_written": int(how.written > 0),
         "asks_read": int(how.read > 0), "depths": len(depths(how.tiling)), "strips": int(_point_table(problem, how)[:, 1].sum()),
         "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
@@ -167,17 +166,17 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     """For each product, point and depth, what is live there: first strip of rows, strips, first row of the depth, rows."""
     spec, tiling = problem.spec, how.tiling
-    c = _half(problem, how)[0]
+    c = _slice(problem, how)[0]
     sizes = how.tile_blocks if spec.transposed else tuple(len(class_taps(tiling, k)) * c for k in classes(tiling))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
     for point, shallow in product(tiling.points, depths(tiling)):
         kept = live(tiling, point, shallow)
         part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
-        first, rows = (n // how.halves for n in depth_of(tiling, shallow))
+        first, rows = (n // how.slices for n in depth_of(tiling, shallow))
         ends = (int(way.transformed and u == way.window - 1) for way, u in zip(how.ways[1:], point, strict=True))
         found.append((*((*part, first, rows) if spec.transposed else (0, sum(how.tile_blocks), *part)), *ends))
-    return np.array(found * PRODUCTS[how.halves], np.int64)
+    return np.array(found * PRODUCTS[how.slices], np.int64)
 
 
 def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
@@ -220,21 +219,24 @@ def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[
 # -- code --------------------------------------------------------------------------------------------------------------
 
 
+_NAMES = {1: NAME, 2: "strassen", 4: "strassen_twice"}
+
+
 def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     """The kernel's symbol, which decodes itself."""
     kind = "convt" if problem.spec.transposed else "conv"
-    names = ["strassen" if how.halves > 1 else NAME, *(f"f{way.outputs}x{way.taps}" for way in how.ways if way.transformed)]
+    names = [_NAMES[how.slices], *(f"f{way.outputs}x{way.taps}" for way in how.ways if way.transformed)]
     return f"{kind}_f{problem.itemsize * 8}_{'_'.join(names)}_{how.tile}_{target.name}"
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
-    return repr(code_of(problem, how.ways, how.tile, how.halves))
+    return repr(code_of(problem, how.ways, how.tile, how.slices))
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    return winograd_code.emit(code_of(problem, how.ways, how.tile, how.halves))
+    return winograd_code.emit(code_of(problem, how.ways, how.tile, how.slices))
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------
@@ -263,7 +265,7 @@ def _steps(problem: Problem, how: Blocking) -> float:
 
 def _length(how: Blocking) -> int:
     """Columns of the GEMMs: tiles, or pairs of them, in whole vectors."""
-    return how.cut.parts * round_up(how.cut.length, how.tile.lanes * how.halves) // how.halves
+    return how.cut.parts * round_up(how.cut.length, how.tile.lanes * how.slices) // how.slices
 
 
 def _shares(problem: Problem, how: Blocking, table: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -279,11 +281,11 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     _, _, w = lines(problem, how.ways)
     vectors = _length(how) // tile.lanes
     rows = how.chunks * how.rows * spec.groups
-    to, back = transform_cycles(how.tiling, how.halves), back_cycles(how.tiling, how.halves)
+    to, back = transform_cycles(how.tiling, how.slices), back_cycles(how.tiling, how.slices)
     transforms = vectors * how.points * (to * how.depth * spec.groups * how.splits + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
     wide = w.positions > 2 * tile.lanes and not how.by_position
-    tile_rows = vectors * rows * how.halves**2 / prod(spec.stride[-1:])
+    tile_rows = vectors * rows * how.slices**2 / prod(spec.stride[-1:])
     stored = store.cycles(tile_rows * outputs, w.out_step, tile.lanes, wide) + ALONE * tile.lanes * tile_rows * how.by_position
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
@@ -300,9 +302,12 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     ends = float((table[:, 1] * np.ceil(table[:, 3] / how.depth_part) * shares).sum())
     cycles = 0.0
     for count, size in how.cut.sizes():
-        columns_ = ceil(size / how.halves)
+        columns_ = ceil(size / how.slices)
         cycles += count * (steps_ * register_tile.columns_cycles(tile, columns_) + ends * register_tile.ends_cycles(tile, columns_))
     return cycles * how.chunks * problem.spec.groups
+
+
+_SLICES = {1: "", 2: "seven products of halves in place of eight, ", 4: "49 products of quarters in place of 64, "}
 
 
 def describe(problem: Problem, how: Blocking) -> str:
@@ -310,7 +315,7 @@ def describe(problem: Problem, how: Blocking) -> str:
     phases = prod(steps(problem.spec)[0])
     shared = f"the {phases} phases share one input transform, " if phases > 1 and how.points > 1 else ""
     points = f"{how.points} points, " if how.points > 1 else ""
-    halves = "seven products of halves in place of eight, " if how.halves > 1 else ""
+    slices = _SLICES[how.slices]
     tiles = "tiles" if how.points > 1 else "columns"
     tiles += " of one position" if how.by_position else ""
-    return f"{shared}{points}{halves}blocks of {how.block} {tiles} x {how.chunk * how.halves} channels"
+    return f"{shared}{points}{slices}blocks of {how.block} {tiles} x {how.chunk * how.slices} channels"

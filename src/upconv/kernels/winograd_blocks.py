@@ -28,7 +28,7 @@ from upconv.kernels.winograd_way import Code
 from upconv.kernels.winograd_work import column_bytes, part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
 
-FEW, FEW_OF_HALVES, WORTH, FULL = 144, 4096, 0.95, 0.85
+FEW, FEW_OF_SLICES, WORTH, FULL = 144, 4096, 0.95, 0.85
 """Tiles up to which the register tile is chosen for their number; the share of the cycles that another one than the usual should
 leave then, and the share of the most sums that registers hold that it should have. 107 layers of so few are 1.12 times as fast for
 it in geometric mean, up to 1.8. Measured."""
@@ -47,12 +47,18 @@ SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
 
 
+LEAST = {1: (2, 0), 2: (2, 48), 4: (1, 32)}
+"""Register tiles' widths a block, and rows a chunk (0: as a register tile has), at least, by slices: those of quarters would leave
+the second-level cache. Measured over 7 layers: 1.03 times as fast as with those of halves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """Sizes of the loops. `block` counts tiles; where there are two halves, `chunk` and `depth` are those of one."""
+    """Sizes of the loops. `block` counts tiles; with `slices`, into which channels in and
+    out and tiles are cut, `chunk` and `depth` are those of one."""
 
     tile: Tile
-    halves: int
+    slices: int
     tiling: Tiling
     chunk: int
     chunks: int
@@ -68,7 +74,7 @@ class Blocking:
     found_bytes: int
     line_bytes: int
     lines_bytes: int
-    quads_bytes: int
+    slices_bytes: int
     m_bytes: int
     v_bytes: int
     written: int
@@ -86,7 +92,7 @@ class Blocking:
     @property
     def by_position(self) -> bool:
         """Whether tiles are numbered position by position, all images of each side by side."""
-        return self.halves == 1 and self.cut.parts > 1
+        return self.slices == 1 and self.cut.parts > 1
 
     @property
     def written_bytes(self) -> int:
@@ -103,7 +109,7 @@ class Blocking:
             self.found_bytes,
             self.line_bytes,
             self.lines_bytes,
-            self.quads_bytes,
+            self.slices_bytes,
             self.m_bytes,
             self.v_bytes,
             self.written_bytes,
@@ -113,7 +119,7 @@ class Blocking:
 
     @property
     def points(self) -> int:
-        """Of the transforms; each takes as many GEMMs as there are products of halves."""
+        """Of the transforms; each takes as many GEMMs as there are products of slices."""
         return prod(way.window for way in self.ways)
 
     @property
@@ -123,7 +129,7 @@ class Blocking:
     @property
     def tasks(self) -> list[tuple[int, float]]:
         """(count, relative time) of the tasks of a group."""
-        sizes = [(count, register_tile.columns_cycles(self.tile, ceil(size / self.halves))) for count, size in self.cut.sizes()]
+        sizes = [(count, register_tile.columns_cycles(self.tile, ceil(size / self.slices))) for count, size in self.cut.sizes()]
         return jobs.tasks_of(sizes, self.chunks, self.splits, 0.0)
 
     @property
@@ -134,26 +140,26 @@ class Blocking:
     @property
     def room(self) -> int:
         """Tiles that a task's table has room for."""
-        return round_up(self.block, self.tile.lanes * self.halves)
+        return round_up(self.block, self.tile.lanes * self.slices)
 
 
 @lru_cache(maxsize=512)
-def blocking(problem: Problem, target: Target, threads: int, halves: int = 1, last: Points = NARROW) -> Blocking:
+def blocking(problem: Problem, target: Target, threads: int, slices: int = 1, last: Points = NARROW) -> Blocking:
     """Tiles a block as the second-level cache holds their transforms; output channels in chunks beside them.
 
     Tile and chunk depend on the number of tiles only where there are very few: packed weights and code depend on them.
-    Two halves of a block's tiles mix, so that each block is one image's.
+    The slices of a block's tiles mix, so that each block is one image's.
     """
     spec, tiling = problem.spec, tiling_of(problem.spec, last)
-    m, (length, _) = spec.out_channels // spec.groups // halves, winograd_cuts.columns_of(problem, tiling, halves)
-    few = FEW if halves == 1 else FEW_OF_HALVES
-    alike = 0 if spec.rank == 1 or length > few else length // halves
-    tile, chunk, most = _tile(tiling, problem.dtype, target, halves, alike)
-    cuts = winograd_cuts.offered(problem, tiling, tile, halves, alike > 0, most, threads)
+    m, (length, _) = spec.out_channels // spec.groups // slices, winograd_cuts.columns_of(problem, tiling, slices)
+    few = FEW if slices == 1 else FEW_OF_SLICES
+    alike = 0 if spec.rank == 1 or length > few else length // slices
+    tile, chunk, most = _tile(tiling, problem.dtype, target, slices, alike)
+    cuts = winograd_cuts.offered(problem, tiling, tile, slices, alike > 0, most, threads)
     if cuts[0].count * spec.groups < 2 * threads and chunk >= m > 1:
-        chunk = _choose_chunk(tiling, tile, halves, ceil(m / threads))
-    cut, splits = winograd_cuts.best(problem, tiling, tile, halves, chunk, cuts, target, threads)
-    return sized(problem, tiling, tile, halves, chunk, cut, splits, target)
+        chunk = _choose_chunk(tiling, tile, slices, ceil(m / threads))
+    cut, splits = winograd_cuts.best(problem, tiling, tile, slices, chunk, cuts, target, threads)
+    return sized(problem, tiling, tile, slices, chunk, cut, splits, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,32 +174,33 @@ class _Offer:
 
 
 @lru_cache(maxsize=512)
-def _tile(tiling: Tiling, dtype: str, target: Target, halves: int, alike: int) -> tuple[Tile, int, int]:
+def _tile(tiling: Tiling, dtype: str, target: Target, slices: int, alike: int) -> tuple[Tile, int, int]:
     """(the register tile, output channels a chunk, tiles a block at most) for the fewest cycles, padding included.
 
     `alike` is the number of columns where they are few, else 0.
     """
     tiles = [tile for tile in register_tile.tiles(ELEMENTS[dtype], target) if tile.vectors > 1]
-    offers = [_offer(tiling, tile, target, halves, alike) for tile in tiles]
+    offers = [_offer(tiling, tile, target, slices, alike) for tile in tiles]
     usual, best = min(offers, key=lambda o: o.many), min(offers, key=lambda o: o.few)
-    if halves == 1:  # few tiles to choose from, so that many sizes do with little code
+    if slices == 1:  # few tiles to choose from, so that many sizes do with little code
         most = max(tile.rows * tile.vectors for tile in tiles)
         full = [o for o in offers if o.tile.rows * o.tile.vectors >= FULL * most]
         best = min(full, key=lambda o: o.few)
         best = best if best.few < WORTH * usual.few else usual
-    return best.tile, best.chunk, best.most * halves
+    return best.tile, best.chunk, best.most * slices
 
 
-def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) -> _Offer:
+def _offer(tiling: Tiling, tile: Tile, target: Target, slices: int, alike: int) -> _Offer:
     """What a tile would do: blocks and chunks as the second-level cache holds them, and their cycles."""
     spec = tiling.spec
-    m, phases = spec.out_channels // spec.groups // halves, prod(steps(spec)[0])
-    points, item = len(tiling.points) * PRODUCTS[halves], SIZES[tile.element]
-    column = column_bytes(tiling, halves, item)
+    m, phases = spec.out_channels // spec.groups // slices, prod(steps(spec)[0])
+    points, item = len(tiling.points) * PRODUCTS[slices], SIZES[tile.element]
+    column = column_bytes(tiling, slices, item)
     most = int(target.l2 * 0.35 / column) // tile.width * tile.width
-    most = min(max(most, 2 * tile.width), 512)
+    least_tiles, least_rows = LEAST[slices]
+    most = min(max(most, least_tiles * tile.width), 512)
     room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
-    chunk = _choose_chunk(tiling, tile, halves, min(m, max(room, ceil((tile.rows if halves == 1 else 48) / phases))))
+    chunk = _choose_chunk(tiling, tile, slices, min(m, max(room, ceil((least_rows or tile.rows) / phases))))
     strips = ceil(m / chunk) * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) / tile.rows
 
     def cycles(step: float, block: int) -> float:
@@ -203,8 +210,8 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
     many = cycles(register_tile.step_cycles(tile) / tile.width, most)
     if not alike:
         return _Offer(tile, chunk, most, many, many)
-    blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if halves == 1 else 1).sizes()
-    again = AGAIN * tile.rows if halves == 1 and register_tile.far(points * m * phases * tiling.depth * item, target) else 0.0
+    blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if slices == 1 else 1).sizes()
+    again = AGAIN * tile.rows if slices == 1 and register_tile.far(points * m * phases * tiling.depth * item, target) else 0.0
     few = cycles(
         sum(count * (register_tile.columns_cycles(tile, size) + again) for count, size in blocks) / alike, min(most, alike)
     )
@@ -212,15 +219,15 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, halves: int, alike: int) 
 
 
 def sized(
-    problem: Problem, tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, splits: int, target: Target
+    problem: Problem, tiling: Tiling, tile: Tile, slices: int, chunk: int, cut: columns.Cut, splits: int, target: Target
 ) -> Blocking:
     """The blocking of a chosen tile, output channels a chunk, blocks of tiles and shares of a block's chunks."""
     spec, item, ways = problem.spec, problem.itemsize, tiling.ways
     c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
-    depth, points = tiling.depth // halves, len(tiling.points)
-    products = points * PRODUCTS[halves]
-    block, wide, chunks = cut.block, cut.block // halves, ceil(m // halves / chunk)
-    room = round_up(block, tile.lanes * halves)
+    depth, points = tiling.depth // slices, len(tiling.points)
+    products = points * PRODUCTS[slices]
+    block, wide, chunks = cut.block, cut.block // slices, ceil(m // slices / chunk)
+    room = round_up(block, tile.lanes * slices)
     tile_blocks = tile_blocks_of(tiling, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
     tile = register_tile.reading(tile, products * chunks * rows * depth * item, target)
@@ -228,22 +235,22 @@ def sized(
     v_point = panels * depth * tile.width + 16
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
     m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
-    code = code_of(problem, ways, tile, halves)
+    code = code_of(problem, ways, tile, slices)
     out_step = lines(problem, ways)[2].out_step
     v_bytes = round_up(products * v_point * item, 64)
     near = v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH
     written, read = _asked(problem, tiling, code, cut, room, splits, target) if near else (0, 0)
     return Blocking(
-        tile=tile, halves=halves, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, depth_part=part_of(tiling, halves),
+        tile=tile, slices=slices, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
+        splits=splits, depth=depth, depth_part=part_of(tiling, slices),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(room, tile.lanes),
         found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]), room), 64),
         line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
-        lines_bytes=round_up(ways[1].outputs * out_step * tile.lanes * item, 64),
-        quads_bytes=round_up(4 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if halves > 1 else 0,
+        lines_bytes=round_up(code.together * ways[1].outputs * out_step * tile.lanes * item, 64),
+        slices_bytes=round_up(slices**2 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if slices > 1 else 0,
         m_bytes=round_up(products * m_point * item, 64), v_bytes=v_bytes,
-        written=written, read=read, useless=useless(problem, ways, halves == 1 and cut.parts > 1),
+        written=written, read=read, useless=useless(problem, ways, slices == 1 and cut.parts > 1),
     )  # fmt: skip
 
 
@@ -255,33 +262,33 @@ def _asked(
     Not of y where columns are not widened, for its rows are short pieces then; nor of x where the next block is another share or
     another position.
     """
-    ways, item, halves = tiling.ways, problem.itemsize, code.halves
+    ways, item, slices = tiling.ways, problem.itemsize, code.slices
     d, h, w = lines(problem, ways)
     written = read = 0
     if w.out_step > 1 and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
-        written = halves * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)
-    one_block = halves == 1 and splits == 1 and cut.parts == 1 and all(way.groups == 1 for way in ways[1:])
+        written = slices * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)
+    one_block = slices == 1 and splits == 1 and cut.parts == 1 and all(way.groups == 1 for way in ways[1:])
     if one_block and prod(problem.input_shape) * item >= ASKED_X * target.l2:
         rows = tiling.planes * code.window[0]
         read = ahead.most_read(room, rows, w.step, code.window[1], item, w.positions)
     return written, read
 
 
-def _choose_chunk(tiling: Tiling, tile: Tile, halves: int, most: int) -> int:
+def _choose_chunk(tiling: Tiling, tile: Tile, slices: int, most: int) -> int:
     """Output channels at a time, at most so many, for the least padding of tiles; larger chunks where little speaks for less."""
 
     def cost(chunk: int) -> float:
         rows, spec = rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile), tiling.spec
-        return ceil(spec.out_channels // spec.groups // halves / chunk) * (rows + 0.02 * most)
+        return ceil(spec.out_channels // spec.groups // slices / chunk) * (rows + 0.02 * most)
 
     return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
 
 
-def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, halves: int) -> Code:
+def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, slices: int) -> Code:
     """What of a problem changes the code."""
     d, h, w = (replace(way, groups=1) for way in ways)  # groups are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem, ways)[2].out_step
     uneven = problem.spec.transposed and len(classes(Tiling(problem.spec, ways))) > 1
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
-    return Code(tile, halves, (d, h, w), (ph, pw), uneven, finish)
+    return Code(tile, slices, (d, h, w), (ph, pw), uneven, finish)

@@ -1,21 +1,19 @@
 """The code of the Winograd kernel: windows of x transformed into V, a GEMM a point, sums transformed back and stored.
 
-With two halves (Strassen), each point takes seven GEMMs, of output channels that are halved as well.
+In slices (Strassen), each point takes a GEMM for each of the products, of output channels that are sliced as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
-
-import numpy as np
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.kernels import ahead, columns, microkernel, panel, store
 from upconv.kernels import job as jobs
-from upconv.kernels.strassen_products import PRODUCTS, SUM
+from upconv.kernels.strassen_products import PRODUCTS, places, row_and_column
+from upconv.kernels.strassen_sums import Place, Sums
 from upconv.kernels.winograd_input import emit_input, emit_windows
-from upconv.kernels.winograd_way import POINT, SLOTS, Code, combine, transform
+from upconv.kernels.winograd_way import POINT, SLOTS, Code, transform
 
 
 def _emit_output(code: Code, writer: store.Writer) -> Function:
@@ -39,50 +37,58 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     p = columns.parts(table, room, lanes)
     matrices = tuple(way.points.output(way.taps) if way.points else None for way in (way_h, way_w))
     odd = [n for way in (way_h, way_w) if way.points for n in way.points.odd]
-    quadrants = list(product(range(code.halves), repeat=2))
+    every = places(code.slices)
+    together = [every[at : at + code.together] for at in range(0, len(every), code.together)]
 
-    def sums(source: Value, quadrant: int) -> dict[tuple[int, int], Value]:
-        """A quadrant's points, from the products that it consists of."""
-        signs = SUM[quadrant] if code.halves > 1 else np.ones(1)
-        used = np.flatnonzero(signs).tolist()
-        return {
-            point: combine(f, signs[used], [f.load(tile.type, source[s["m_point"] * (n * len(code.points) + i)]) for n in used])
-            for i, point in enumerate(code.points)
-        }
+    def sums(source: Value, slices: list[Place]) -> list[dict[tuple[int, int], Value]]:
+        """The points of each of these slices, from the products that they consist of."""
+        count, found = len(code.points), [dict[tuple[int, int], Value]() for _ in slices]
+        for i, point in enumerate(code.points):
+
+            def load(n: int, i: int = i) -> Value:
+                return f.load(tile.type, source[s["m_point"] * (n * count + i)])
+
+            added = Sums(f, load)
+            for points, place in zip(found, slices, strict=True):
+                points[point] = added.emit(place)
+        return found
 
     with f.loop(0, channels, name="m") as number, f.loop(0, s["out_step_d"], name="ad") as ad:
-        channel_of = [number + s["channels_out"] * half for half in range(code.halves)]
+        channel_of = [number + s["channels_out"] * n for n in range(code.slices)]
         offsets = [f.load(tile.element, bias[channel + n]) for n in channel_of]
         planes = [y[n * s["y_channel"]] for n in channel_of]
-        with f.loop(0, s["phases_h"], name="ah") as ah, f.loop(0, vectors // code.halves, name="column") as column:
-            first = (ad * s["phases_h"] + ah) * s["phases_w"]
-            for quadrant, (half, other) in enumerate(quadrants):
-                number_v, held = column * code.halves + other, {}
+        with f.loop(0, s["phases_h"], name="ah") as ah, f.loop(0, vectors // code.slices, name="column") as column:
+            first, size = (ad * s["phases_h"] + ah) * s["phases_w"], s["out_step_w"] * (way_h.outputs * lanes)
+            for slices in together:
 
-                def phase(aw: Int, quadrant: int = quadrant, first: Value = first) -> Iterator[tuple[int, Int, Value]]:
-                    """(output row, place among the woven, sums) of a phase of w."""
+                def phase(aw: Int, slices: list[Place] = slices, first: Value = first) -> Iterator[tuple[int, int, Int, Value]]:
+                    """(which of the slices, output row, place among the woven, sums) of a phase of w."""
                     at = phase_rows[(first + aw) * 2]
                     source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + column * lanes]
-                    for (i, j), value in transform(f, sums(source, quadrant), (matrices[0], matrices[1])).items():
-                        for n in odd:
-                            value = f.fmul(value, f.splat(1 / n, tile.type))
-                        yield i, (code.phases_w or s["phases_w"]) * j + aw, value
+                    for n, points in enumerate(sums(source, slices)):
+                        for (i, j), value in transform(f, points, (matrices[0], matrices[1])).items():
+                            for factor in odd:
+                                value = f.fmul(value, f.splat(1 / factor, tile.type))
+                            yield n, i, (code.phases_w or s["phases_w"]) * j + aw, value
 
+                held: dict[tuple[int, Int], Value] = {}
                 if code.phases_w:
-                    held = {place: value for aw in range(code.phases_w) for _, place, value in phase(aw)}
+                    held = {(n, place): value for aw in range(code.phases_w) for n, _, place, value in phase(aw)}
                 else:
                     with f.loop(0, s["phases_w"], name="aw") as aw:
-                        for i, place, value in phase(aw):
-                            f.store(value, lines[(s["out_step_w"] * i + place) * lanes])
-                with f.loop(0, way_h.outputs, name="ih") as ih:
-                    row, h = lines[ih * s["out_step_w"] * lanes], ih * s["phases_h"] + ah
-                    to = store.Destination(job, table, room, line, planes[half], ad, h, (ad * s["out_h"] + h) * s["out_w"])
+                        for n, i, place, value in phase(aw):
+                            f.store(value, lines[size * n + (s["out_step_w"] * i + place) * lanes])
+                for n, (of_channels, of_tiles) in enumerate(map(row_and_column, slices)):
+                    plane, number_v = planes[of_channels], column * code.slices + of_tiles
+                    with f.loop(0, way_h.outputs, name="ih") as ih:
+                        row, h = lines[size * n + ih * s["out_step_w"] * lanes], ih * s["phases_h"] + ah
+                        to = store.Destination(job, table, room, line, plane, ad, h, (ad * s["out_h"] + h) * s["out_w"])
 
-                    def stream(a: Int, row: Value = row, held: dict[Int, Value] = held) -> Value:
-                        return held[a] if held else f.load(tile.type, row[a * lanes])
+                        def stream(a: Int, row: Value = row, n: int = n, held: dict[tuple[int, Int], Value] = held) -> Value:
+                            return held[n, a] if held else f.load(tile.type, row[a * lanes])
 
-                    _emit_ahead(f, code, s, p, number_v, planes[half][s["y_channel"] + to.row])
-                    store.emit_vector(f, writer, to, p, number_v, stream, offsets[half], s["out_step_w"])
+                        _emit_ahead(f, code, s, p, number_v, plane[s["y_channel"] + to.row])
+                        store.emit_vector(f, writer, to, p, number_v, stream, offsets[of_channels], s["out_step_w"])
     return f
 
 
@@ -105,25 +111,25 @@ def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
     do_tiles = microkernel.emit_both(tile, ahead.asking(tile.element), parts=True)
-    do_place, writer = [columns.emit_place(tile.lanes, SLOTS, together=code.halves)], store.writer(code.store, SLOTS)
-    if code.halves == 1:
+    do_place, writer = [columns.emit_place(tile.lanes, SLOTS, together=code.slices)], store.writer(code.store, SLOTS)
+    if code.slices == 1:
         do_place.append(columns.emit_place_images(tile.lanes, SLOTS))
     do_find = emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
     do_input, do_output = emit_input(code), _emit_output(code, writer)
-    do_written = ahead.emit_written(tile.element, tile.lanes, SLOTS, code.halves)
+    do_written = ahead.emit_written(tile.element, tile.lanes, SLOTS, code.slices)
     do_read = ahead.emit_read(tile.element, SLOTS, code.window)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
         low, width = columns.emit_cut(f, s, position)
-        wide = (width + (tile.lanes * code.halves - 1)) // (tile.lanes * code.halves)
-        vectors, wide = wide * code.halves, wide * tile.lanes
+        wide = (width + (tile.lanes * code.slices - 1)) // (tile.lanes * code.slices)
+        vectors, wide = wide * code.slices, wide * tile.lanes
         table, at, parts = workspace, s["table_bytes"], []
-        for name in ("found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes"):
+        for name in ("found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes"):
             parts.append(workspace[at].of(tile.element))
             at = at + s[name]
-        (found, line, lines, quads, m), v = parts, workspace[at].of(tile.element)
+        (found, line, lines, sliced, m), v = parts, workspace[at].of(tile.element)
         to_write = workspace[at + s["v_bytes"]]
         to_read = to_write[s["written_bytes"]]
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
@@ -135,7 +141,7 @@ def emit(code: Code) -> str:
         _, at_h, at_w = columns.emit_position(s, position // s["pieces"])
         last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         f.call(do_find, [job, table, s["room"], found, vectors])
-        f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, quads])
+        f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, sliced])
         ahead.emit_nothing(f, to_write)
         ahead.emit_nothing(f, to_read)
         first = split * s["chunks_a_split"]
@@ -148,7 +154,7 @@ def emit(code: Code) -> str:
             next_low, next_width = columns.emit_cut(f, s, following)
             f.call(do_read, [job, next_low, next_low + next_width, to_read])
             every = register_tiles * (last_chunk - first)
-            ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.halves, every)
+            ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.slices, every)
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
         strip = s["depth"] * tile.rows
         with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven else 0, tile.lanes, name="zero") as i:
@@ -159,7 +165,7 @@ def emit(code: Code) -> str:
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
             with f.when(s["asks_written"] > 0, name="begin"):
                 ahead.emit_begin(f, to_write, y, number_out * s["y_channel"], s["y_channel"], several, register_tiles)
-            every_point = len(code.points) * PRODUCTS[code.halves]
+            every_point = len(code.points) * PRODUCTS[code.slices]
             with f.loop(0, every_point, name="point") as point, f.loop(0, s["depths"], name="depth") as depth:
                 entry = points[(point * s["depths"] + depth) * POINT]
                 first_strip, strips, first_row, rows, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
@@ -182,7 +188,7 @@ def emit(code: Code) -> str:
 _TASK_SLOTS = (
     *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
     "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
-    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "quads_bytes", "m_bytes", "by_position", "last_h",
+    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes", "by_position", "last_h",
     "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips",
     "depths",
     "x_channel", "channels_in",

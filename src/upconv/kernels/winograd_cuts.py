@@ -29,39 +29,39 @@ LONGER = 1.05
 on 128 x 128, which an even number of blocks would spare 3 %; that number gains 1.03 over 28 other layers."""
 
 
-def columns_of(problem: Problem, tiling: Tiling, halves: int) -> tuple[int, int]:
-    """(tiles, of how many images apart): two halves of a block's tiles mix, so that each block is one image's."""
-    images = problem.batch if halves > 1 else 1
+def columns_of(problem: Problem, tiling: Tiling, slices: int) -> tuple[int, int]:
+    """(tiles, of how many images apart): the slices of a block's tiles mix, so that each block is one image's."""
+    images = problem.batch if slices > 1 else 1
     return columns.count(problem.batch, lines(problem, tiling.ways)) // images, images
 
 
-def offered(problem: Problem, tiling: Tiling, tile: Tile, halves: int, few: bool, most: int, threads: int) -> list[columns.Cut]:
+def offered(problem: Problem, tiling: Tiling, tile: Tile, slices: int, few: bool, most: int, threads: int) -> list[columns.Cut]:
     """Ways to cut the tiles into blocks of about `most`, the usual one first; of `few`, finer ones as well."""
-    (length, images), groups = columns_of(problem, tiling, halves), problem.spec.groups
-    pieces, width, alone = max(1, ceil(length / most)), tile.width * halves, groups * images
+    (length, images), groups = columns_of(problem, tiling, slices), problem.spec.groups
+    pieces, width, alone = max(1, ceil(length / most)), tile.width * slices, groups * images
     if pieces * alone < 4 * threads and length >= 4 * width:
         pieces = max(pieces, min(ceil(4 * threads / alone), length // (2 * width)))
     if pieces > 1 and alone < threads:
         pieces = round_up(pieces, threads)
-    unit = tile.lanes * halves if length < 4 * width else width
+    unit = tile.lanes * slices if length < 4 * width else width
     block = round_up(ceil(length / pieces), unit)
     usual = columns.cut(length, unit, ceil(length / block), images)  # as few as are no longer: weights stream past each
     cuts = [usual]
     if unit == width:  # as many, but more alike
-        cuts.append(columns.cut(length, tile.lanes * halves, usual.pieces, images))
+        cuts.append(columns.cut(length, tile.lanes * slices, usual.pieces, images))
     if usual.pieces > threads and usual.count * groups % threads:  # one thread would have a block more
         cuts.append(columns.cut(length, unit, usual.pieces // threads * threads, images))
-    if halves == 1 and few:
+    if slices == 1 and few:
         cuts += [columns.cut(length, tile.lanes, pieces) for pieces in range(2, length // width + 2)]
-    return [_by_position(problem, tiling, tile, cut, most) for cut in cuts] if halves == 1 else cuts
+    return [_by_position(problem, tiling, tile, cut, most) for cut in cuts] if slices == 1 else cuts
 
 
 def best(
-    problem: Problem, tiling: Tiling, tile: Tile, halves: int, chunk: int, cuts: list[columns.Cut], target: Target, threads: int
+    problem: Problem, tiling: Tiling, tile: Tile, slices: int, chunk: int, cuts: list[columns.Cut], target: Target, threads: int
 ) -> tuple[columns.Cut, int]:
     """The cut that leaves the busiest thread least to do, and the shares of its blocks' chunks."""
-    room = max(cuts[0].block, 0.5 * target.l2 * halves / column_bytes(tiling, halves, problem.itemsize))
-    shared = [_shared(problem, tiling, tile, halves, chunk, cut, threads) for cut in cuts]
+    room = max(cuts[0].block, 0.5 * target.l2 * slices / column_bytes(tiling, slices, problem.itemsize))
+    shared = [_shared(problem, tiling, tile, slices, chunk, cut, threads) for cut in cuts]
     times = [time * (LONGER if cut.block > room else 1.0) for cut, (time, _) in zip(cuts, shared, strict=True)]
     least = times.index(min(times))
     least = least if times[least] < EQUAL * times[0] else 0
@@ -111,16 +111,16 @@ def _needed(problem: Problem, ways: tuple[Way, Way, Way], by_position: bool) -> 
 
 
 def _shared(
-    problem: Problem, tiling: Tiling, tile: Tile, halves: int, chunk: int, cut: columns.Cut, threads: int
+    problem: Problem, tiling: Tiling, tile: Tile, slices: int, chunk: int, cut: columns.Cut, threads: int
 ) -> tuple[float, int]:
     """(time of the busiest thread, shares of a block's chunks, each transforming its input anew)."""
-    spec, needed = problem.spec, _needed(problem, tiling.ways, halves == 1 and cut.parts > 1)
-    chunks, parts = ceil(spec.out_channels // spec.groups // halves / chunk), cut.count * spec.groups
-    rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[halves]
+    spec, needed = problem.spec, _needed(problem, tiling.ways, slices == 1 and cut.parts > 1)
+    chunks, parts = ceil(spec.out_channels // spec.groups // slices / chunk), cut.count * spec.groups
+    rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[slices]
     gemm = needed * rows * register_tile.step_cycles(tile) / (tile.rows * tile.vectors)
-    transform = anew_cycles(tiling, halves) * len(tiling.points) / gemm  # of one part's input, beside its products
-    sizes = [(count * spec.groups, register_tile.columns_cycles(tile, ceil(size / halves))) for count, size in cut.sizes()]
-    begin = BEGIN * tile.rows / (needed * rows * tiling.depth / halves)
+    transform = anew_cycles(tiling, slices) * len(tiling.points) / gemm  # of one part's input, beside its products
+    sizes = [(count * spec.groups, register_tile.columns_cycles(tile, ceil(size / slices))) for count, size in cut.sizes()]
+    begin = BEGIN * tile.rows / (needed * rows * tiling.depth / slices)
 
     def time(splits: int) -> float:
         tasks = [(count, time + begin) for count, time in jobs.tasks_of(sizes, chunks, splits, transform)]

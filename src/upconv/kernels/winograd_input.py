@@ -1,7 +1,7 @@
 """The Winograd kernel's input: windows of x found, transformed, and stood in the panels that its GEMMs read.
 
-With two halves (Strassen), what stands there are sums of quadrants: of the two halves of the channels, and of every other vector
-of tiles.
+In slices (Strassen), what stands there are sums of slices: of halves or quarters of the channels, and of every other or every
+fourth vector of tiles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from upconv.codegen.ir import SIZES, Function, Int, Value, lanes_of, vector
 from upconv.codegen.target import LINE
 from upconv.kernels import columns, pack, panel
-from upconv.kernels.strassen_products import RIGHT
+from upconv.kernels.strassen_sums import emit_right
 from upconv.kernels.winograd_way import SLOTS, Code, combine
 
 MASKED, INSIDE, ROWS_INSIDE = range(3)
@@ -146,17 +146,17 @@ class Reader:
 
 
 def emit_input(code: Code) -> Function:
-    """`input(job, table, room, found, vectors, x, v, line, quads)`: the windows of a block's tiles, all channels, into V.
+    """`input(job, table, room, found, vectors, x, v, line, sliced)`: the windows of a block's tiles, all channels, into V.
 
-    V is [product][point][panel][outer][channel][plane][tile]. The quadrants of a product of halves stand in `quads` first.
+    V is [product][point][panel][outer][channel][plane][tile]. The slices that are added up stand in `sliced` first.
     """
     pointers = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("found", "ptr"), ("vectors", "i64")]
-    arguments = [*pointers, ("x", "ptr"), ("v", "ptr"), ("line", "ptr"), ("quads", "ptr")]
+    arguments = [*pointers, ("x", "ptr"), ("v", "ptr"), ("line", "ptr"), ("sliced", "ptr")]
     f = Function("input", arguments, attributes="internal noinline nounwind")
-    job, table, room, found, vectors, x, v, line, quads = f.arguments
-    tile, lanes, halves = code.tile, code.tile.lanes, code.halves
-    x, v, line, quads = (pointer.of(tile.element) for pointer in (x, v, line, quads))
-    names = ("x_channel", "x_h", "x_half", "channels_in", "outer_count", "panel_size", "v_point")
+    job, table, room, found, vectors, x, v, line, sliced = f.arguments
+    tile, lanes, slices = code.tile, code.tile.lanes, code.slices
+    x, v, line, sliced = (pointer.of(tile.element) for pointer in (x, v, line, sliced))
+    names = ("x_channel", "x_h", "x_slice", "channels_in", "outer_count", "panel_size", "v_point")
     s = {name: SLOTS.read(f, job, name) for name in names}
     p = columns.parts(table, room, lanes)
     planes = prod(code.planes)
@@ -165,37 +165,37 @@ def emit_input(code: Code) -> Function:
     with f.loop(0, s["channels_in"], name="c") as c, f.loop(0, s["outer_count"], name="outer") as o:
         taps = [f.load("i64", plane_rows[o * planes + i]) for i in range(planes)]
         rows = [(tap * s["channels_in"] + c) * tile.width for tap in taps]
-        with f.loop(0, vectors // halves, name="column") as column:
+        with f.loop(0, vectors // slices, name="column") as column:
             panel_ = v[column // tile.vectors * s["panel_size"] + column % tile.vectors * lanes]
             target = [panel_[row] for row in rows]
 
             def put(plane: int, point: Int, value: Value, target: list[Value] = target) -> None:
                 f.store(value, target[plane][s["v_point"] * point])
 
-            if halves == 1:
+            if slices == 1:
                 _emit_window(f, reader, x[c * s["x_channel"]], o, column, put)
             else:
-                _emit_quadrants(f, reader, x[c * s["x_channel"]], o, column, quads, put)
+                _emit_slices(f, reader, x[c * s["x_channel"]], o, column, sliced, put)
     return f
 
 
-def _emit_quadrants(f: Function, reader: Reader, source: Value, o: Value, column: Value, quads: Value, put: Put) -> None:
-    """The points of two vectors of tiles of two channels, one of each half, and of these what the seven products multiply."""
+def _emit_slices(f: Function, reader: Reader, source: Value, o: Value, column: Value, sliced: Value, put: Put) -> None:
+    """The points of a vector of tiles and a channel of each slice, and of these what the products multiply."""
     code = reader.code
     tile, planes, points = code.tile, prod(code.planes), len(code.points)
     size = points * tile.lanes
-    with f.loop(0, code.halves**2, name="quad") as quad:
-        to, number = quads[quad * (planes * size)], column * code.halves + quad % code.halves
+    with f.loop(0, code.slices**2, name="slice") as n:
+        to, number = sliced[n * (planes * size)], column * code.slices + n % code.slices
 
         def keep(plane: int, point: Int, value: Value) -> None:
             f.store(value, to[point * tile.lanes + plane * size])
 
-        _emit_window(f, reader, source[quad // code.halves * reader.s["x_half"]], o, number, keep)
+        _emit_window(f, reader, source[n // code.slices * reader.s["x_slice"]], o, number, keep)
     for plane in range(planes):
         with f.loop(0, points, name="point") as point:
-            quadrants = [f.load(tile.type, quads[point * tile.lanes + (i * planes + plane) * size]) for i in range(code.halves**2)]
-            for i, row in enumerate(RIGHT):
-                put(plane, point + i * points, combine(f, row, quadrants))
+            slices = [f.load(tile.type, sliced[point * tile.lanes + (i * planes + plane) * size]) for i in range(code.slices**2)]
+            for i, value in enumerate(emit_right(f, slices)):
+                put(plane, point + i * points, value)
 
 
 def _emit_window(f: Function, reader: Reader, source: Value, o: Value, number: Value, put: Put) -> None:

@@ -23,8 +23,8 @@ SLOTS = jobs.Slots(
                 *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
                 "plane_rows", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
                 "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
-                "x_group", "x_half", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
-                "line_bytes", "lines_bytes", "quads_bytes", "v_bytes", "by_position", "last_h",
+                "x_group", "x_slice", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes",
+                "m_bytes", "line_bytes", "lines_bytes", "slices_bytes", "v_bytes", "by_position", "last_h",
                 "last_w", "asks_written", "asks_read", "written_bytes", "strips", "depths",
             )
         )
@@ -45,7 +45,7 @@ class Code:
     """
 
     tile: Tile
-    halves: int
+    slices: int
     ways: tuple[Way, Way, Way]
     planes: tuple[int, int]
     uneven: bool
@@ -65,6 +65,11 @@ class Code:
     @property
     def points(self) -> list[tuple[int, int]]:
         return list(product(range(self.ways[1].window), range(self.ways[2].window)))
+
+    @property
+    def together(self) -> int:
+        """Slices of the result that are added up at once: of quarters, the four that have products of halves in common."""
+        return 4 if self.slices > 2 else 1
 
     @property
     def phases_w(self) -> int:

@@ -9,55 +9,56 @@ from upconv.kernels.register_tile import Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_tiles import Tiling, classes, depth_of, live, phases_of
 
-NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, STRASSEN_PART = 256, 128, 96, 64, 256
+NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, SLICED_PART = 256, 128, 96, 64, {2: 256, 4: 80}
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
 windows (in one of two transformed dimensions: OF_TWO; where phases lack taps: UNEVEN, the direct sum being shorter there) and for
-products of halves: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per cent, of 96 two
-and of 64 three. Measured."""
+products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per cent, of
+96 two and of 64 three. Measured."""
 
 
-TRANSFORM, WIDE_TRANSFORM, HALVED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), 20.0
+TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), {2: 20.0, 4: 160.0}
 """Cycles that one vector of a channel takes a point, from x to V, besides the reading of x: where one dimension is transformed, and
-two, and where windows are wide; for products of halves, a vector of one half, all quadrants. Measured over 60 layers."""
+two, and where windows are wide; for products of halves or quarters, a vector of one slice, all slices. Measured over 60 layers, of
+k = s over 78."""
 
 ANEW, WIDE_ANEW = 5.0, 6.5
 """The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
 
-BACK, WIDE_BACK, HALVED_BACK = 2.0, 3.0, 26.0
+BACK, WIDE_BACK, SLICED_BACK = 2.0, 3.0, {2: 26.0, 4: 300.0}
 """Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
 
 
-def transform_cycles(tiling: Tiling, halves: int) -> float:
+def transform_cycles(tiling: Tiling, slices: int) -> float:
     """See TRANSFORM."""
-    if halves > 1:
-        return HALVED_TRANSFORM
+    if slices > 1:
+        return SLICED_TRANSFORM[slices]
     several = sum(way.transformed for way in tiling.ways) > 1
     return (WIDE_TRANSFORM if tiling.wide else TRANSFORM)[several]
 
 
-def anew_cycles(tiling: Tiling, halves: int) -> float:
+def anew_cycles(tiling: Tiling, slices: int) -> float:
     """See ANEW."""
-    if halves > 1:
-        return HALVED_TRANSFORM
+    if slices > 1:
+        return SLICED_TRANSFORM[slices]
     return WIDE_ANEW if tiling.wide else ANEW
 
 
-def back_cycles(tiling: Tiling, halves: int) -> float:
+def back_cycles(tiling: Tiling, slices: int) -> float:
     """See BACK."""
-    if halves > 1:
-        return HALVED_BACK
+    if slices > 1:
+        return SLICED_BACK[slices]
     return WIDE_BACK if tiling.wide else BACK
 
 
-def part_of(tiling: Tiling, halves: int) -> int:
+def part_of(tiling: Tiling, slices: int) -> int:
     """Products that are added up at a time: the depth in equal parts."""
-    depth = tiling.depth // halves
-    return ceil(depth / ceil(depth / _most_of(tiling, halves)))
+    depth = tiling.depth // slices
+    return ceil(depth / ceil(depth / _most_of(tiling, slices)))
 
 
-def _most_of(tiling: Tiling, halves: int) -> int:
-    if halves > 1:
-        return STRASSEN_PART
+def _most_of(tiling: Tiling, slices: int) -> int:
+    if slices > 1:
+        return SLICED_PART[slices]
     if not tiling.wide:
         return NARROW_PART
     if sum(way.transformed for way in tiling.ways) == 1:
@@ -65,9 +66,9 @@ def _most_of(tiling: Tiling, halves: int) -> int:
     return WIDE_PART_UNEVEN if any(any(c.short) for c in classes(tiling)) else WIDE_PART_OF_TWO
 
 
-def column_bytes(tiling: Tiling, halves: int, itemsize: int) -> int:
+def column_bytes(tiling: Tiling, slices: int, itemsize: int) -> int:
     """Of V, for a tile of each half: all points' products of the whole depth."""
-    return len(tiling.points) * PRODUCTS[halves] * (tiling.depth // halves) * itemsize
+    return len(tiling.points) * PRODUCTS[slices] * (tiling.depth // slices) * itemsize
 
 
 def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> float:
