@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from upconv.kernels import winograd_tiles as tiles
-from upconv.spec import ConvSpec
+from upconv.spec import ConvSpec, Problem
 
 
-def layer(transposed: bool, kernel: int, stride: int) -> ConvSpec:
-    return ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, kernel_size=(kernel, kernel), stride=stride)
+def layer(transposed: bool, kernel: int, stride: int, padding: int = 0) -> ConvSpec:
+    size: dict[str, Any] = {"kernel_size": (kernel, kernel), "stride": stride, "padding": padding}
+    return ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **size)
 
 
 LAYERS = [(k, s) for s in (1, 2, 3, 4) for k in range(s + 1, 3 * s + 1)]
@@ -46,21 +47,58 @@ def test_multiplying_by_an_odd_factors_inverse_divides_integers_exactly(odd: int
     assert np.array_equal((whole * dtype(1 / odd)).astype(np.int64), quotients)
 
 
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@pytest.mark.parametrize(("kernel", "stride"), LAYERS)
+def test_each_element_of_a_window_meets_the_tap_that_leads_from_it_to_the_output(
+    kernel: int, stride: int, transposed: bool
+) -> None:
+    for padding in range(kernel):
+        sizes: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "rank": 1}
+        spec = ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **sizes)
+        tiling, size = tiles.tiling_of(spec), (4 * kernel,)
+        line, window = tiles.windows(Problem(spec, 1, size, spec.output_size(size)), tiling.ways)[2]
+        met = []
+        for residue in (residue for residues in tiles.phases_of(tiling) for residue in residues):
+            places = tiles.weight_places(tiling, np.array([[residue]]))[0, :, 0, :, 0]  # depth tap, element of the window
+            for ((_, _, group), (_, _, plane)), row in zip(tiles.depth_taps(tiling), places, strict=True):
+                for e, place in enumerate(row.tolist()):  # of the first tile, and its first output
+                    read = window.origin + window.step * group + (e if transposed else stride * e + plane)
+                    written = residue[2] - line.crop
+                    tap = written + padding - stride * read if transposed else read + padding - stride * written
+                    assert place == (tap if 0 <= tap < kernel else -1)
+                    met.append(place)
+        assert sorted(place for place in met if place >= 0) == list(range(kernel)), padding
+        assert line.positions * line.out_step >= line.out_size + line.crop > (line.positions - 1) * line.out_step
+
+
+@pytest.mark.parametrize(("size", "positions"), [(12, 4), (24, 8), (13, 5), (16, 6)])
+def test_kernel_3_at_stride_2_with_padding_has_as_many_positions_as_x(size: int, positions: int) -> None:
+    spec = layer(True, 3, 2, 1)
+    problem = Problem(spec, 1, (size, size), (2 * size, 2 * size))
+    assert [line.positions for line in tiles.lines(problem, tiles.tiling_of(spec).ways)] == [1, positions, positions]
+
+
 @pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize(("kernel", "stride"), LAYERS)
 def test_a_class_is_live_exactly_where_its_transformed_weights_are_not_all_zero(
     kernel: int, stride: int, transposed: bool, points: tiles.Points
 ) -> None:
-    tiling = tiles.tiling_of(layer(transposed, kernel, stride), points)
+    for padding in range(stride):
+        check_classes(tiles.tiling_of(layer(transposed, kernel, stride, padding), points))
+
+
+def check_classes(tiling: tiles.Tiling) -> None:
+    transposed, kernel, stride = tiling.spec.transposed, tiling.spec.kernel_size[0], tiling.spec.stride[0]
     taps = -(-kernel // stride)
     every = tiles.classes(tiling)
     assert sorted(r for c in every for r in c.residues) == [(0, h, w) for h, w in product(range(stride), range(stride))]
     for i, found in enumerate(every):
         _, h, w = found.residues[0]
         weights = []
-        for residue, way in zip((h, w), tiling.ways[1:], strict=True):
-            there = np.array([float(residue + stride * t < kernel) for t in range(taps)])
+        for residue, way, turn in zip((h, w), tiling.ways[1:], tiles.turns(tiling.spec)[1:], strict=True):
+            first = residue - (stride - turn if turn else 0)
+            there = np.array([float(0 <= first + stride * t < kernel) for t in range(taps)])
             line = there * np.array([2.0, 3.0, 7.0][:taps])  # no sum or difference of which is zero
             assert way.points is not None
             weights.append(way.points.weight(taps) @ (line[::-1] if transposed else line))
@@ -78,17 +116,19 @@ def test_kernel_3_at_stride_2_takes_49_products_for_nine_positions_of_four_phase
 
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (4, 3), (7, 3), (4, 2), (2, 2), (1, 2), (2, 3), (3, 1)])
 def test_the_outer_dimension_of_a_volume_has_no_product_of_a_tap_that_is_missing(
-    kernel: int, stride: int, transposed: bool
+    kernel: int, stride: int, padding: int, transposed: bool
 ) -> None:
     """Over all phases (all planes of x) there are as many of its taps as the kernel has."""
-    size: dict[str, Any] = {"kernel_size": (kernel, 4, 3), "stride": (stride, 2, 2), "rank": 3}
+    size: dict[str, Any] = {"kernel_size": (kernel, 4, 3), "stride": (stride, 2, 2), "padding": (padding, 0, 0), "rank": 3}
     tiling = tiles.tiling_of(ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **size))
     if transposed:
         taps = {r: tiles.depth_of(tiling, c.shallow) for c in tiles.classes(tiling) for r in c.residues}
         for (d, _, _), (first, rows) in taps.items():
-            there = [d + stride * t < kernel for t in reversed(range(tiling.ways[0].groups))]  # the last tap is read first
+            first_tap = d - (stride - turn if (turn := tiles.turns(tiling.spec)[0]) else 0)
+            there = [0 <= first_tap + stride * t < kernel for t in reversed(range(tiling.ways[0].groups))]  # the last is read first
             if any(there):
                 assert (first, rows) == (8 * there.index(True), 8 * sum(there)), (d, first, rows)
             else:  # products with zeros: whatever is added up has to be written

@@ -191,10 +191,10 @@ def windows(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[tuple[Line, W
         size, out_size = problem.input_size[d], problem.output_size[d]
         s, (before, _), f = spec.stride[d], spec.padding[d], way.outputs
         if spec.transposed:
-            low = before // s
-            crop = before - s * low
+            low, turn = before // s, turns(spec)[3 - spec.rank + d]
+            crop = before - s * low - turn
             positions = ((out_size - 1 + crop) // s + f) // f
-            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.total - 1), 1
+            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.total - 1) + (turn > 0), 1
         else:
             line, origin, planes = Line(size, out_size, s * f, f, 0, -(-out_size // f)), -before, s
         found.append((line, Window(origin, planes * way.window, planes * way.taps)))
@@ -217,6 +217,21 @@ def spare(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[bool, bool]:
         for line, way in zip(lines(problem, ways), ways, strict=True)
     )
     return h, w
+
+
+@lru_cache(maxsize=512)
+def turns(spec: ConvSpec) -> tuple[int, int, int]:
+    """Phases that come last in place of first in each dimension: all that have the last tap, where they are cropped from the first
+    position anyway.
+
+    The others, which come first then, read the same inputs, and lack the first tap in place of the last. Kernel 3 at stride 2 with
+    padding 1 has as many positions so as x has, where the output before cropping has one more.
+    """
+    found = [0] * (3 - spec.rank)
+    for k, s, (before, _) in zip(spec.kernel_size, spec.stride, spec.padding, strict=True):
+        full = (k - 1) % s + 1
+        found.append(full if spec.transposed and s > full and k > s and before % s >= full else 0)
+    return found[0], found[1], found[2]
 
 
 def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -263,10 +278,11 @@ def weight_places(tiling: Tiling, phases: NDArray[np.int64]) -> NDArray[np.int64
         if i > 0:
             tap = tap + np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
         if spec.transposed:  # later taps read earlier inputs
-            index = stride[i] * (way.total - 1 - tap) + phases[:, None, None, None, :, i]
+            turn = turns(spec)[i]
+            index = stride[i] * (way.total - 1 - tap) + phases[:, None, None, None, :, i] - (stride[i] - turn if turn else 0)
         else:
             index = stride[i] * tap + plane[:, i].reshape(1, -1, 1, 1, 1)
-        place = np.where((place >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
+        place = np.where((place >= 0) & (index >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
     _, h, w = tiling.ways
     return np.broadcast_to(place, (len(phases), len(depth), h.taps, w.taps, phases.shape[1]))
 
@@ -282,9 +298,10 @@ class Class:
     """Residues that lack a tap in the same dimensions: there the kernel is no multiple of the stride."""
 
     shallow: bool
-    """Whether phases lack a tap of the outer dimension, which is left plain: their sums are shorter by what it reads, the first."""
+    """Whether phases lack a tap of the outer dimension, which is left plain: their sums are shorter by what it reads, the first
+    (or the last: see `turns`)."""
     short: tuple[bool, bool]
-    """Whether they lack the last tap of each inner dimension, where a point is empty then."""
+    """Whether they lack the last tap of each inner dimension (or the first: see `turns`), where a point is empty then."""
     residues: tuple[Residue, ...]
 
 
@@ -299,8 +316,9 @@ def classes(tiling: Tiling) -> tuple[Class, ...]:
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     found: dict[tuple[bool, tuple[bool, bool]], list[Residue]] = {key: [] for key in product((False, True), _ORDER)}
     for residue in product(*(range(s) for s in stride)):
-        h, w = (_short(way, s, k, r) for way, s, k, r in zip(ways[1:], stride[1:], kernel[1:], residue[1:], strict=True))
-        shallow = spec.transposed and ways[0].groups > 1 and residue[0] + stride[0] * (ways[0].total - 1) >= kernel[0]
+        d, h, w = (_lacks(way, *numbers) for way, *numbers in zip(ways, stride, kernel, residue, turns(spec), strict=True))
+        h, w = (lacks and way.transformed and way.groups == 1 for lacks, way in zip((h, w), ways[1:], strict=True))
+        shallow = d and spec.transposed and ways[0].groups > 1
         found[shallow, (h, w)].append((residue[0], residue[1], residue[2]))
     return tuple(Class(*key, tuple(residues)) for key, residues in found.items() if residues)
 
@@ -310,18 +328,20 @@ def phases_of(tiling: Tiling) -> list[tuple[Residue, ...]]:
     return [c.residues for c in classes(tiling)] if tiling.spec.transposed else [((0, 0, 0),)]
 
 
-def _short(way: Way, stride: int, kernel: int, residue: int) -> bool:
-    """Whether a residue lacks a tap whose absence leaves a point empty: the one group's last."""
-    return way.transformed and way.groups == 1 and residue + stride * (way.taps - 1) >= kernel
+def _lacks(way: Way, stride: int, kernel: int, residue: int, turn: int) -> bool:
+    """Whether a residue lacks a tap."""
+    return residue < stride - turn if turn else residue + stride * (way.total - 1) >= kernel
 
 
 def live(tiling: Tiling, point: tuple[int, int], shallow: bool = False) -> range:
     """The classes, of those that are `shallow` or those that are not, whose transformed weights are not all zero at a point.
 
-    One end of the window belongs to one tap alone: to the last, which a transposed layer reads first.
+    One end of the window belongs to one tap alone: to the last, which a transposed layer reads first. So does the other, to the
+    first.
     """
-    every = classes(tiling)
-    dead = [0 if tiling.spec.transposed else way.window - 1 for way in tiling.ways[1:]]
+    every, transposed = classes(tiling), tiling.spec.transposed
+    ends = zip(tiling.ways[1:], turns(tiling.spec)[1:], strict=True)
+    dead = [0 if transposed and not turn else way.window - 1 for way, turn in ends]
     kept = [
         i
         for i, c in enumerate(every)
@@ -338,4 +358,4 @@ def depths(tiling: Tiling) -> tuple[bool, ...]:
 def depth_of(tiling: Tiling, shallow: bool) -> tuple[int, int]:
     """(first row of the depth, rows) of classes of a kind."""
     without = tiling.depth // tiling.ways[0].groups if shallow else 0
-    return without, tiling.depth - without
+    return 0 if turns(tiling.spec)[0] else without, tiling.depth - without
