@@ -49,9 +49,11 @@ def _known(
     images: int, positions: int, channels: int, dtype: np.dtype[Any], to_last: bool, target: Target
 ) -> tuple[int, NDArray[np.int64]]:
     """The address of the code for a shape, and its job but for the arrays."""
-    name = f"{reorder.NAME}_f{dtype.itemsize * 8}_{'last' if to_last else 'first'}_{target.name}"
     element = register_tile.ELEMENTS[dtype.name]
-    code = jit.get(name, "", ("entry",), lambda: reorder.emit(element, to_last, target), target)
+    few = reorder.few(element, channels, target)
+    which = f"{'last' if to_last else 'first'}{f'_{few}' if few else ''}"
+    name = f"{reorder.NAME}_f{dtype.itemsize * 8}_{which}_{target.name}"
+    code = jit.get(name, "", ("entry",), lambda: reorder.emit(element, to_last, target, few), target)
     bound = reorder.bind(images, positions, channels)
     return code["entry"], jobs.filled(reorder.SLOTS, bound.slots, bound.tasks)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
-from upconv.codegen.ir import SIZES, Function, Int, Value, vector
+from upconv.codegen.ir import SIZES, Function, Int, Value, lanes_of, vector
 from upconv.codegen.target import LINE
 from upconv.kernels import columns
 from upconv.kernels.activation import emit_activation
@@ -74,6 +74,29 @@ def weave(f: Function, streams: list[Value]) -> list[Value]:
             )
         woven.append(value)
     return woven
+
+
+def unweave(f: Function, vectors: list[Value]) -> list[Value]:
+    """The streams whose woven vectors these are: elements 0, n, 2n, ..., then 1, n + 1, ... of n vectors."""
+    n, lanes = len(vectors), lanes_of(vectors[0].type)
+    if n == 1:
+        return vectors
+    if n % 2 == 0:
+        pairs = list(zip(vectors[0::2], vectors[1::2], strict=True))
+        halves = [unweave(f, [f.shuffle(a, b, range(first, 2 * lanes, 2)) for a, b in pairs]) for first in (0, 1)]
+        return [stream for both in zip(*halves, strict=True) for stream in both]
+    streams = []
+    for a in range(n):
+        source = [divmod(q * n + a, lanes) for q in range(lanes)]  # (vector, lane) of each element
+        value, filled = vectors[0], [lane if v == 0 else 0 for v, lane in source]
+        for v in range(1, n):
+            value = f.shuffle(
+                value,
+                vectors[v],
+                [lanes + lane if s == v else (i if v > 1 else filled[i]) for i, (s, lane) in enumerate(source)],
+            )
+        streams.append(value)
+    return streams
 
 
 def cycles(rows: float, step: int, lanes: int, whole: bool) -> float:
