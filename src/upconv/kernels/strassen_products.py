@@ -40,9 +40,8 @@ def left(slices: int) -> NDArray[np.float64]:
     """
     matrix, size = np.eye(1), 1
     while size < slices:
-        cells = np.kron(LEFT, matrix).reshape(
-            -1, 2, 2, size, size
-        )  # product, then row and column of halves, and of what is in them
+        # product, then row and column of halves, and of what is in them
+        cells = np.kron(LEFT, matrix).reshape(-1, 2, 2, size, size)
         size *= 2
         matrix = cells.swapaxes(2, 3).reshape(-1, size * size)
     return matrix
