@@ -96,8 +96,8 @@ def check_classes(tiling: tiles.Tiling) -> None:
     for i, found in enumerate(every):
         _, h, w = found.residues[0]
         weights = []
-        for residue, way, turn in zip((h, w), tiling.ways[1:], tiles.turns(tiling.spec)[1:], strict=True):
-            first = residue - (stride - turn if turn else 0)
+        for residue, way, front in zip((h, w), tiling.ways[1:], tiles.fronts(tiling.spec)[1:], strict=True):
+            first = residue - front
             there = np.array([float(0 <= first + stride * t < kernel) for t in range(taps)])
             line = there * np.array([2.0, 3.0, 7.0][:taps])  # no sum or difference of which is zero
             assert way.points is not None
@@ -127,7 +127,7 @@ def test_the_outer_dimension_of_a_volume_has_no_product_of_a_tap_that_is_missing
     if transposed:
         taps = {r: tiles.depth_of(tiling, c.shallow) for c in tiles.classes(tiling) for r in c.residues}
         for (d, _, _), (first, rows) in taps.items():
-            first_tap = d - (stride - turn if (turn := tiles.turns(tiling.spec)[0]) else 0)
+            first_tap = d - tiles.fronts(tiling.spec)[0]
             there = [0 <= first_tap + stride * t < kernel for t in reversed(range(tiling.ways[0].groups))]  # the last is read first
             if any(there):
                 assert (first, rows) == (8 * there.index(True), 8 * sum(there)), (d, first, rows)

@@ -52,7 +52,7 @@ def weave(f: Function, streams: list[Value]) -> list[Value]:
     ['<4 x float>', '<4 x float>']
     """
     n = len(streams)
-    lanes = int(streams[0].type[1:].split(" x ")[0])
+    lanes = lanes_of(streams[0].type)
     if n == 1:
         return streams
     if n % 2 == 0:
@@ -61,19 +61,16 @@ def weave(f: Function, streams: list[Value]) -> list[Value]:
         low = [i // 2 + (i % 2) * lanes for i in range(lanes)]
         pairs = zip(evens, odds, strict=True)
         return [v for a, b in pairs for v in (f.shuffle(a, b, low), f.shuffle(a, b, [i + half for i in low]))]
-    woven = []
-    for j in range(n):
-        value = streams[0]
-        source = [divmod(j * lanes + i, n) for i in range(lanes)]  # (position, stream) of each lane
-        current = [q for q, _ in source]
-        for a in range(1, n):
-            value = f.shuffle(
-                value,
-                streams[a],
-                [lanes + q if s == a else (i if a > 1 else current[i]) for i, (q, s) in enumerate(source)],
-            )
-        woven.append(value)
-    return woven
+    return [_gathered(f, streams, [divmod(j * lanes + i, n)[::-1] for i in range(lanes)]) for j in range(n)]
+
+
+def _gathered(f: Function, vectors: list[Value], source: list[tuple[int, int]]) -> Value:
+    """A vector of elements of others: for each lane, which vector's and which lane's."""
+    value, lanes = vectors[0], len(source)
+    for v in range(1, len(vectors)):
+        here = [lane if v == 1 else i for i, (_, lane) in enumerate(source)]
+        value = f.shuffle(value, vectors[v], [lanes + lane if s == v else here[i] for i, (s, lane) in enumerate(source)])
+    return value
 
 
 def unweave(f: Function, vectors: list[Value]) -> list[Value]:
@@ -85,18 +82,7 @@ def unweave(f: Function, vectors: list[Value]) -> list[Value]:
         pairs = list(zip(vectors[0::2], vectors[1::2], strict=True))
         halves = [unweave(f, [f.shuffle(a, b, range(first, 2 * lanes, 2)) for a, b in pairs]) for first in (0, 1)]
         return [stream for both in zip(*halves, strict=True) for stream in both]
-    streams = []
-    for a in range(n):
-        source = [divmod(q * n + a, lanes) for q in range(lanes)]  # (vector, lane) of each element
-        value, filled = vectors[0], [lane if v == 0 else 0 for v, lane in source]
-        for v in range(1, n):
-            value = f.shuffle(
-                value,
-                vectors[v],
-                [lanes + lane if s == v else (i if v > 1 else filled[i]) for i, (s, lane) in enumerate(source)],
-            )
-        streams.append(value)
-    return streams
+    return [_gathered(f, vectors, [divmod(q * n + a, lanes) for q in range(lanes)]) for a in range(n)]
 
 
 def cycles(rows: float, step: int, lanes: int, whole: bool) -> float:

@@ -191,10 +191,9 @@ def windows(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[tuple[Line, W
         size, out_size = problem.input_size[d], problem.output_size[d]
         s, (before, _), f = spec.stride[d], spec.padding[d], way.outputs
         if spec.transposed:
-            low, turn = before // s, turns(spec)[3 - spec.rank + d]
-            crop = before - s * low - turn
+            low, crop = divmod(before + fronts(spec)[3 - spec.rank + d], s)
             positions = ((out_size - 1 + crop) // s + f) // f
-            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.total - 1) + (turn > 0), 1
+            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.total - 1), 1
         else:
             line, origin, planes = Line(size, out_size, s * f, f, 0, -(-out_size // f)), -before, s
         found.append((line, Window(origin, planes * way.window, planes * way.taps)))
@@ -220,17 +219,17 @@ def spare(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[bool, bool]:
 
 
 @lru_cache(maxsize=512)
-def turns(spec: ConvSpec) -> tuple[int, int, int]:
-    """Phases that come last in place of first in each dimension: all that have the last tap, where they are cropped from the first
-    position anyway.
+def fronts(spec: ConvSpec) -> tuple[int, int, int]:
+    """Zeros in front of a transposed layer's kernel that fill it up to a multiple of the stride; 0 where they stand behind it.
 
-    The others, which come first then, read the same inputs, and lack the first tap in place of the last. Kernel 3 at stride 2 with
-    padding 1 has as many positions so as x has, where the output before cropping has one more.
+    They are in front where the phases that have all taps are cropped from the first position anyway: these begin one position later
+    then, and the others lack the first tap in place of the last. Kernel 3 at stride 2 with padding 1 has as many positions so as x
+    has, where the output before cropping has one more.
     """
     found = [0] * (3 - spec.rank)
     for k, s, (before, _) in zip(spec.kernel_size, spec.stride, spec.padding, strict=True):
-        full = (k - 1) % s + 1
-        found.append(full if spec.transposed and s > full and k > s and before % s >= full else 0)
+        zeros = -k % s
+        found.append(zeros if spec.transposed and k > s and before % s >= s - zeros else 0)
     return found[0], found[1], found[2]
 
 
@@ -278,8 +277,7 @@ def weight_places(tiling: Tiling, phases: NDArray[np.int64]) -> NDArray[np.int64
         if i > 0:
             tap = tap + np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
         if spec.transposed:  # later taps read earlier inputs
-            turn = turns(spec)[i]
-            index = stride[i] * (way.total - 1 - tap) + phases[:, None, None, None, :, i] - (stride[i] - turn if turn else 0)
+            index = stride[i] * (way.total - 1 - tap) + phases[:, None, None, None, :, i] - fronts(spec)[i]
         else:
             index = stride[i] * tap + plane[:, i].reshape(1, -1, 1, 1, 1)
         place = np.where((place >= 0) & (index >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
@@ -299,9 +297,9 @@ class Class:
 
     shallow: bool
     """Whether phases lack a tap of the outer dimension, which is left plain: their sums are shorter by what it reads, the first
-    (or the last: see `turns`)."""
+    (or the last: see `fronts`)."""
     short: tuple[bool, bool]
-    """Whether they lack the last tap of each inner dimension (or the first: see `turns`), where a point is empty then."""
+    """Whether they lack the last tap of each inner dimension (or the first: see `fronts`), where a point is empty then."""
     residues: tuple[Residue, ...]
 
 
@@ -316,7 +314,7 @@ def classes(tiling: Tiling) -> tuple[Class, ...]:
     kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
     found: dict[tuple[bool, tuple[bool, bool]], list[Residue]] = {key: [] for key in product((False, True), _ORDER)}
     for residue in product(*(range(s) for s in stride)):
-        d, h, w = (_lacks(way, *numbers) for way, *numbers in zip(ways, stride, kernel, residue, turns(spec), strict=True))
+        d, h, w = (_lacks(way, *numbers) for way, *numbers in zip(ways, stride, kernel, residue, fronts(spec), strict=True))
         h, w = (lacks and way.transformed and way.groups == 1 for lacks, way in zip((h, w), ways[1:], strict=True))
         shallow = d and spec.transposed and ways[0].groups > 1
         found[shallow, (h, w)].append((residue[0], residue[1], residue[2]))
@@ -328,9 +326,9 @@ def phases_of(tiling: Tiling) -> list[tuple[Residue, ...]]:
     return [c.residues for c in classes(tiling)] if tiling.spec.transposed else [((0, 0, 0),)]
 
 
-def _lacks(way: Way, stride: int, kernel: int, residue: int, turn: int) -> bool:
-    """Whether a residue lacks a tap."""
-    return residue < stride - turn if turn else residue + stride * (way.total - 1) >= kernel
+def _lacks(way: Way, stride: int, kernel: int, residue: int, front: int) -> bool:
+    """Whether a residue lacks its first tap or its last."""
+    return residue < front or residue - front + stride * (way.total - 1) >= kernel
 
 
 def live(tiling: Tiling, point: tuple[int, int], shallow: bool = False) -> range:
@@ -340,8 +338,8 @@ def live(tiling: Tiling, point: tuple[int, int], shallow: bool = False) -> range
     first.
     """
     every, transposed = classes(tiling), tiling.spec.transposed
-    ends = zip(tiling.ways[1:], turns(tiling.spec)[1:], strict=True)
-    dead = [0 if transposed and not turn else way.window - 1 for way, turn in ends]
+    ends = zip(tiling.ways[1:], fronts(tiling.spec)[1:], strict=True)
+    dead = [0 if transposed and not front else way.window - 1 for way, front in ends]
     kept = [
         i
         for i, c in enumerate(every)
@@ -358,4 +356,4 @@ def depths(tiling: Tiling) -> tuple[bool, ...]:
 def depth_of(tiling: Tiling, shallow: bool) -> tuple[int, int]:
     """(first row of the depth, rows) of classes of a kind."""
     without = tiling.depth // tiling.ways[0].groups if shallow else 0
-    return 0 if turns(tiling.spec)[0] else without, tiling.depth - without
+    return 0 if fronts(tiling.spec)[0] else without, tiling.depth - without
