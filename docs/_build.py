@@ -104,6 +104,26 @@ def winograd_window() -> str:
     return render(plain)
 
 
+def winograd_apart() -> str:
+    """Four inputs of k4 s2 p1: each phase's four outputs, and the window of five that they read."""
+    outputs, step = winograd_tiles.MIDDLE.window - 1, 78.0
+    title = "k4 s2 p1: 4 inputs have 4 outputs of either phase, and each phase has its own window of 5"
+    items: list[Item] = [Words(16, 20, title, 12, bold=True)]
+    xs = {n: 190 + step * (n + 1) for n in range(-1, outputs + 1)}
+    where = {(q, a): 190 + step * (q + 1) + (a - 0.5) * step / 2 for q in range(outputs) for a in range(2)}
+    for (q, a), x in where.items():
+        for n in (q + a - 1, q + a):
+            items.append(Stroke(xs[n], 73, x, 187, strong=False, dash=bool(a)))
+    items += [Mark("input" if n in range(outputs) else "padded", x, 60, 30, str(n)) for n, x in xs.items()]
+    items += [Mark("output" if a == 0 else "extra", x, 200, 30, str(2 * q + a)) for (q, a), x in where.items()]
+    items += [
+        Words(16, 64, "input x", 12, bold=True),
+        Words(16, 204, "output y", 12, bold=True),
+        Words(16, 236, "even outputs read x[-1] to x[3], odd ones x[0] to x[4]: 5 multiplications for each phase's 4 outputs", 11),
+    ]
+    return render(Scene(760, 250, tuple(items), title="Windows of phases apart", told="Windows of phases apart"))
+
+
 def seven_products() -> str:
     """The halves of the three matrices, and which quadrants each of the seven products and of the results takes."""
     items: list[Item] = [Words(16, 20, "every matrix in halves: what each of the seven products takes", 12, bold=True)]
@@ -159,6 +179,7 @@ PICTURES: dict[str, Callable[[], str]] = {
     "band.svg": band,
     "gemm.svg": gemm,
     "winograd.svg": winograd_window,
+    "winograd_apart.svg": winograd_apart,
     "strassen.svg": seven_products,
     "depthwise.svg": lambda: explain(K4S2, 9).svg(),
     "weight-gradient.svg": weight_gradient,

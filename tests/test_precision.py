@@ -10,7 +10,7 @@ import pytest
 import upconv
 from upconv import execute
 from upconv.codegen import target as targets
-from upconv.kernels import direct, strassen, strassen_twice, winograd, winograd_last, winograd_wide
+from upconv.kernels import direct, strassen, strassen_twice, winograd, winograd_last, winograd_middle, winograd_wide
 from upconv.planner import Plan
 from upconv.spec import Problem
 
@@ -24,6 +24,9 @@ LAYERS = {
     "k3s2, 3-D, deep": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=3), (3, 7, 10), 192),
     "k5s4, 2-D": (dict(transposed=True, kernel_size=5, stride=4, rank=2), (17, 18), 96),
     "k9s8, 1-D": (dict(transposed=True, kernel_size=9, stride=8, rank=1), (90,), 128),
+    "k4s2, 3-D": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=3), (4, 8, 8), 64),
+    "k4s2, 2-D, deep": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=2), (8, 8), 512),
+    "k6s2, 2-D": (dict(transposed=True, kernel_size=6, stride=2, padding=2, rank=2), (12, 12), 128),
     "k3s2, 1-D": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=1), (90,), 128),
     "k3s2 convolution, 2-D": (dict(transposed=False, kernel_size=3, stride=2, padding=1, rank=2), (40, 40), 128),
     "k3 stride 1, 2-D": (dict(transposed=False, kernel_size=3, padding=1, rank=2), (24, 24), 128),
@@ -73,9 +76,22 @@ def test_wide_windows_leave_out_layers_whose_direct_sum_is_too_short_for_their_r
         assert winograd_wide.rejects(problem, targets.host()) == reason
 
 
+def test_windows_of_five_leave_out_volumes_whose_direct_sum_is_too_short_and_signals() -> None:
+    reasons = {
+        "k3s2, 3-D": "phases that lack a tap of the outer dimension: it would round too much beside sums so short",
+        "k16s8, 1-D": "one dimension to transform: windows of six save more",
+    }
+    for name, reason in reasons.items():
+        arguments, size, channels = LAYERS[name]
+        spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)
+        problem = Problem(spec, 1, size, spec.output_size(size))
+        if not winograd.rejects(problem, targets.host()):
+            assert winograd_middle.rejects(problem, targets.host()) == reason
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(
-    "kernel", [winograd, winograd_wide, winograd_last, strassen, strassen_twice], ids=lambda module: module.NAME
+    "kernel", [winograd, winograd_middle, winograd_wide, winograd_last, strassen, strassen_twice], ids=lambda module: module.NAME
 )
 def test_no_kernel_errs_more_than_four_times_as_much_as_the_direct_sum(kernel: Any, name: str) -> None:
     arguments, size, channels = LAYERS[name]
@@ -109,4 +125,4 @@ def test_precise_leaves_winograd_out_and_says_so() -> None:
         upconv.set_precise(False)
     assert not upconv.get_precise()
     if targets.host().lanes(4) >= 8:
-        assert upconv.plan(shape, weight, stride=2, padding=1).algorithm in ("winograd", "winograd_wide")
+        assert upconv.plan(shape, weight, stride=2, padding=1).algorithm in ("winograd", "winograd_middle", "winograd_wide")

@@ -10,7 +10,7 @@ import pytest
 
 import kernel_runs as runs
 from upconv.codegen.target import Target
-from upconv.kernels import columns, strassen, winograd, winograd_wide
+from upconv.kernels import columns, strassen, winograd, winograd_middle, winograd_wide
 from upconv.kernels.winograd_blocks import code_of
 from upconv.kernels.winograd_input import INSIDE, MASKED, ROWS_INSIDE
 from upconv.kernels.winograd_tiles import lines
@@ -39,6 +39,10 @@ CASES = [
     (winograd, replace(layer((29, 30)), dtype="float64")),
     (winograd_wide, layer((29, 45), batch=2)),
     (winograd_wide, layer((17, 41), kernel=6, padding=2)),
+    (winograd_middle, layer((29, 45), batch=2)),
+    (winograd_middle, layer((8, 8), batch=9)),
+    (winograd_middle, layer((20, 23), kernel=6, stride=3, padding=(2, 0))),
+    (winograd_middle, layer((30, 33), kernel=3, stride=1, padding=1, transposed=False)),
     (strassen, layer((90,), in_channels=8, out_channels=8, batch=2)),
 ]
 
@@ -112,7 +116,7 @@ def test_sums_are_exact_whatever_a_window_reaches_over(case: Any, level: str) ->
     possible(module, problem, target)
     given = runs.operands(problem)
     got = runs.run_kernel(module, problem, given, target, runs.threads_allowed())
-    if module is winograd_wide:
+    if module in (winograd_middle, winograd_wide):
         np.testing.assert_allclose(got, given.expected, 1e-4, 1e-3)
     else:
         np.testing.assert_array_equal(got, given.expected)

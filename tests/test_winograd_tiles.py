@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 
+from upconv.kernels import winograd_depth as depth
 from upconv.kernels import winograd_tiles as tiles
 from upconv.spec import ConvSpec, Problem
 
@@ -18,7 +20,7 @@ def layer(transposed: bool, kernel: int, stride: int, padding: int = 0) -> ConvS
 
 
 LAYERS = [(k, s) for s in (1, 2, 3, 4) for k in range(s + 1, 3 * s + 1)]
-POINTS = {"narrow": tiles.NARROW, "wide": tiles.WIDE}
+POINTS = {"narrow": tiles.NARROW, "middle": tiles.MIDDLE, "wide": tiles.WIDE}
 
 
 @pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
@@ -47,20 +49,33 @@ def test_multiplying_by_an_odd_factors_inverse_divides_integers_exactly(odd: int
     assert np.array_equal((whole * dtype(1 / odd)).astype(np.int64), quotients)
 
 
+def phases(tiling: tiles.Tiling) -> Iterator[tuple[tuple[int, int, int], list[Any]]]:
+    """The phases of the output, and the depth taps that each one's sums go over; a convolution has one phase."""
+    every, channels = depth.depth_taps(tiling), tiling.spec.in_channels
+    if not tiling.spec.transposed:
+        yield (0, 0, 0), every
+        return
+    for c in depth.classes(tiling):
+        first, rows = depth.depth_of(tiling, c.part)
+        for residue in c.residues:
+            yield residue, every[first // channels : (first + rows) // channels]
+
+
+@pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize(("kernel", "stride"), LAYERS)
 def test_each_element_of_a_window_meets_the_tap_that_leads_from_it_to_the_output(
-    kernel: int, stride: int, transposed: bool
+    kernel: int, stride: int, transposed: bool, points: tiles.Points
 ) -> None:
     for padding in range(kernel):
         sizes: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "rank": 1}
         spec = ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **sizes)
-        tiling, size = tiles.tiling_of(spec), (4 * kernel,)
+        tiling, size = tiles.tiling_of(spec, points), (4 * kernel,)
         line, window = tiles.windows(Problem(spec, 1, size, spec.output_size(size)), tiling.ways)[2]
         met = []
-        for residue in (residue for residues in tiles.phases_of(tiling) for residue in residues):
-            places = tiles.weight_places(tiling, np.array([[residue]]))[0, :, 0, :, 0]  # depth tap, element of the window
-            for ((_, _, group), (_, _, plane)), row in zip(tiles.depth_taps(tiling), places, strict=True):
+        for residue, taps in phases(tiling):
+            places = depth.weight_places(tiling, np.array([[residue]]))[0, :, 0, :, 0]  # depth tap, element of the window
+            for ((_, _, group), (_, _, plane)), row in zip(taps, places, strict=True):
                 for e, place in enumerate(row.tolist()):  # of the first tile, and its first output
                     read = window.origin + window.step * group + (e if transposed else stride * e + plane)
                     written = residue[2] - line.crop
@@ -91,7 +106,7 @@ def test_a_class_is_live_exactly_where_its_transformed_weights_are_not_all_zero(
 def check_classes(tiling: tiles.Tiling) -> None:
     transposed, kernel, stride = tiling.spec.transposed, tiling.spec.kernel_size[0], tiling.spec.stride[0]
     taps = -(-kernel // stride)
-    every = tiles.classes(tiling)
+    every = depth.classes(tiling)
     assert sorted(r for c in every for r in c.residues) == [(0, h, w) for h, w in product(range(stride), range(stride))]
     for i, found in enumerate(every):
         _, h, w = found.residues[0]
@@ -104,15 +119,15 @@ def check_classes(tiling: tiles.Tiling) -> None:
             weights.append(way.points.weight(taps) @ (line[::-1] if transposed else line))
         for point in tiling.points:
             left = weights[0][point[0]] * weights[1][point[1]]
-            assert (i in tiles.live(tiling, point)) == (left != 0), (found, point)
+            assert (i in depth.live(tiling, point, found.part)) == (left != 0), (found, point)
 
 
 def test_kernel_3_at_stride_2_takes_49_products_for_nine_positions_of_four_phases() -> None:
     tiling = tiles.tiling_of(layer(True, 3, 2))
-    assert sum(len(tiles.classes(tiling)[i].residues) for p in tiling.points for i in tiles.live(tiling, p)) == 49
+    assert sum(len(depth.classes(tiling)[i].residues) for p in tiling.points for i in depth.live(tiling, p)) == 49
     wide = tiles.tiling_of(layer(True, 3, 2), tiles.WIDE)
-    assert sum(len(tiles.classes(wide)[i].residues) for p in wide.points for i in tiles.live(wide, p)) == 7 * 11  # for fifteen
-    assert [c.short for c in tiles.classes(tiling)] == [(False, True), (False, False), (True, False), (True, True)]
+    assert sum(len(depth.classes(wide)[i].residues) for p in wide.points for i in depth.live(wide, p)) == 7 * 11  # for fifteen
+    assert [c.short for c in depth.classes(tiling)] == [(False, True), (False, False), (True, False), (True, True)]
 
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
@@ -125,7 +140,7 @@ def test_the_outer_dimension_of_a_volume_has_no_product_of_a_tap_that_is_missing
     size: dict[str, Any] = {"kernel_size": (kernel, 4, 3), "stride": (stride, 2, 2), "padding": (padding, 0, 0), "rank": 3}
     tiling = tiles.tiling_of(ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **size))
     if transposed:
-        taps = {r: tiles.depth_of(tiling, c.shallow) for c in tiles.classes(tiling) for r in c.residues}
+        taps = {r: depth.depth_of(tiling, c.part) for c in depth.classes(tiling) for r in c.residues}
         for (d, _, _), (first, rows) in taps.items():
             first_tap = d - tiles.fronts(tiling.spec)[0]
             there = [0 <= first_tap + stride * t < kernel for t in reversed(range(tiling.ways[0].groups))]  # the last is read first
@@ -134,7 +149,7 @@ def test_the_outer_dimension_of_a_volume_has_no_product_of_a_tap_that_is_missing
             else:  # products with zeros: whatever is added up has to be written
                 assert (first, rows) == (0, 8)
     else:
-        taps_of = tiles.depth_taps(tiling)
+        taps_of = depth.depth_taps(tiling)
         assert sorted({stride * group[0] + plane[0] for group, plane in taps_of}) == list(range(kernel))
         assert 8 * len(taps_of) == tiling.depth == 8 * kernel * 2 * 2
 
@@ -158,8 +173,8 @@ def test_too_many_taps_are_refused_with_the_reason() -> None:
 
 def test_a_kernel_that_is_a_multiple_of_the_stride_has_one_class() -> None:
     tiling = tiles.tiling_of(layer(True, 4, 2))
-    assert [len(c.residues) for c in tiles.classes(tiling)] == [4]
-    assert tiles.live(tiling, (0, 3)) == range(1)
+    assert [len(c.residues) for c in depth.classes(tiling)] == [4]
+    assert depth.live(tiling, (0, 3)) == range(1)
 
 
 def test_the_last_transformed_dimension_alone_has_wide_windows() -> None:
@@ -173,3 +188,31 @@ def test_the_last_transformed_dimension_alone_has_wide_windows() -> None:
     assert windows(2, (4, 2), 2) == [1, 6, 1]
     assert windows(2, (2, 4), 2) == [1, 1, 6]
     assert windows(2, 2, 2) == [1, 1, 1]
+    assert [way.window for way in tiles.tiling_of(layer(True, 4, 2), tiles.MIDDLE).ways] == [1, 5, 5]
+
+
+@pytest.mark.parametrize("n", range(1, 20))
+def test_phases_that_stand_apart_have_as_many_positions_as_x_and_fill_tiles_of_four(n: int) -> None:
+    spec = layer(True, 4, 2, 1)
+    tiling = tiles.tiling_of(spec, tiles.MIDDLE)
+    assert [way.apart for way in tiling.ways] == [False, True, True]
+    problem = Problem(spec, 1, (n, n), (2 * n, 2 * n))
+    assert [line.positions for line in tiles.lines(problem, tiling.ways)] == [1, -(-n // 4), -(-n // 4)]
+    assert [line.crop for line in tiles.lines(problem, tiling.ways)] == [0, 0, 0]
+    assert [c.part for c in depth.classes(tiling)] == [(False, h, w) for h, w in product(range(2), range(2))]
+    assert tiling.depth == 4 * tiling.sum_depth == 4 * 8  # each phase has a window of its own
+
+
+def test_phases_stand_apart_where_the_padding_sets_them_apart_and_none_lacks_a_tap() -> None:
+    def apart(kernel: Any, stride: Any, padding: Any, transposed: bool = True, points: tiles.Points = tiles.MIDDLE) -> list[bool]:
+        size: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "padding": padding, "rank": 2}
+        spec = ConvSpec.make(transposed=transposed, in_channels=8, out_channels=8, **size)
+        return [way.apart for way in tiles.tiling_of(spec, points).ways[1:]]
+
+    assert apart(4, 2, 1) == apart(8, 4, 2) == apart(6, 3, 1) == [True, True]
+    assert apart(4, 2, (1, 0)) == [True, False]
+    assert apart(4, 2, 2) == [False, False]  # all begin an element later
+    assert apart(3, 2, 1) == [False, False]  # those that have all taps do, and the others lack the first (`fronts`)
+    assert apart(8, 2, 1) == [False, False]  # two groups of taps
+    assert apart(4, 2, 1, transposed=False) == [False, False]
+    assert apart(4, 2, 1, points=tiles.WIDE) == [False, False]

@@ -24,11 +24,14 @@ from upconv.kernels import (
     strassen_twice,
     winograd,
     winograd_last,
+    winograd_middle,
     winograd_wide,
 )
 from upconv.spec import Problem
 
-CANDIDATES: tuple[Any, ...] = (direct, winograd, winograd_wide, strassen, strassen_twice, overlap_add, overlap_add_rows, depthwise)
+CANDIDATES: tuple[Any, ...] = (
+    direct, winograd, winograd_middle, winograd_wide, strassen, strassen_twice, overlap_add, overlap_add_rows, depthwise,
+)  # fmt: skip
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, depthwise_last)
 """Those for arrays that have their channels last."""

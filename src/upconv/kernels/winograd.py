@@ -30,23 +30,8 @@ from upconv.kernels.strassen_products import PRODUCTS, left
 from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_cuts import ALONE, positions
-from upconv.kernels.winograd_tiles import (
-    NARROW,
-    Tiling,
-    class_taps,
-    classes,
-    depth_of,
-    depth_taps,
-    depths,
-    lines,
-    live,
-    phases_of,
-    steps,
-    tiling_of,
-    ways_of,
-    weight_places,
-    windows,
-)
+from upconv.kernels.winograd_depth import class_taps, classes, depth_of, depth_taps, depths, live, phases_of, weight_places
+from upconv.kernels.winograd_tiles import NARROW, Tiling, lines, steps, tiling_of, ways_of, windows
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
 from upconv.kernels.winograd_work import back_cycles, transform_cycles
 from upconv.spec import Problem
@@ -91,7 +76,10 @@ def refuses(problem: Problem, target: Target) -> str | None:
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """U in the order the tiles read it: [group][product][point][chunk][block][group of taps and plane][channel][row]."""
+    """U in the order the tiles read it: [group][product][point][chunk][block][group of taps and plane][channel][row].
+
+    Where phases stand apart, a row has those of its own window alone.
+    """
     spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
     c, m = _slice(problem, how)
     step, channel_step, group_step = weights.strides(spec)
@@ -135,7 +123,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     c, m = _slice(problem, how)
     _, ph, pw = steps(spec)[0]
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
-    chunk_size = how.rows * how.depth
+    chunk_size = how.rows * how.sum_depth
     outer, reads = _reads(problem, how)
     last_h, last_w = (n - 1 if useless else -1 for n, useless in zip(positions(problem, how.ways), how.useless, strict=True))
     slots = {
@@ -143,7 +131,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
         "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
-        "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c, "depth": how.depth, "depth_part": how.depth_part,
+        "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c,
+        "depth": how.depth, "sum_depth": how.sum_depth, "depth_part": how.depth_part,
         "x_slice": c * image_in, "x_end": ((problem.batch - 1) * spec.in_channels + 1) * image_in,
         "group_out": spec.out_channels // spec.groups,
         "phases_h": ph, "phases_w": pw, "weight_point": how.chunks * chunk_size,
@@ -164,18 +153,19 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
 
 
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
-    """For each product, point and depth, what is live there: first strip of rows, strips, first row of the depth, rows."""
+    """For each product, point and part of the depth, what is live there: see `winograd_way.POINT`."""
     spec, tiling = problem.spec, how.tiling
     c = _slice(problem, how)[0]
     sizes = how.tile_blocks if spec.transposed else tuple(len(class_taps(tiling, k)) * c for k in classes(tiling))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []
-    for point, shallow in product(tiling.points, depths(tiling)):
-        kept = live(tiling, point, shallow)
+    for point, of in product(tiling.points, depths(tiling)):
+        kept = live(tiling, point, of)
         part = (int(starts[kept.start]), int(starts[kept.stop] - starts[kept.start]))
-        first, rows = (n // how.slices for n in depth_of(tiling, shallow))
+        first, rows = (n // how.slices for n in depth_of(tiling, of))
         ends = (int(way.transformed and u == way.window - 1) for way, u in zip(how.ways[1:], point, strict=True))
-        found.append((*((*part, first, rows) if spec.transposed else (0, sum(how.tile_blocks), *part)), *ends))
+        numbers = (*part, first, rows) if spec.transposed else (0, sum(how.tile_blocks), *part)
+        found.append((*numbers, numbers[2] % how.sum_depth, *ends))
     return np.array(found * PRODUCTS[how.slices], np.int64)
 
 
@@ -195,8 +185,9 @@ def _plane_rows(tiling: Tiling) -> NDArray[np.int64]:
     _, (pd, ph, pw) = steps(tiling.spec)
     number = {tap: i for i, tap in enumerate(depth_taps(tiling))}
     _, gh, gw = (range(way.groups) for way in tiling.ways)
-    outer = product(range(tiling.planes), gh, gw, range(ph), range(pw))
-    return np.array([number[(d // pd, th, tw), (d % pd, h, w)] for d, th, tw, h, w in outer], np.int64)
+    apart, side_by_side = (range(1), gw) if tiling.ways[2].apart else (gw, range(1))
+    outer = product(range(tiling.planes), gh, apart, range(ph), range(pw), side_by_side)
+    return np.array([number[(d // pd, th, tw + beside), (d % pd, h, w)] for d, th, tw, h, w, beside in outer], np.int64)
 
 
 def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -208,8 +199,8 @@ def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[
         return ed, eh, ew, (ed * line_h.size + eh) * line_w.size + ew
 
     outer_h, outer_w = (
-        range(window.origin, window.origin + window.step * way.groups, window.step)
-        for window, way in zip((h, w), ways[1:], strict=True)
+        range(window.origin, window.origin + window.step * groups, window.step)
+        for window, groups in ((h, ways[1].groups), (w, 1 if ways[2].apart else ways[2].groups))
     )
     outer = list(product(range(d.origin, d.origin + how.tiling.planes), outer_h, outer_w))
     every = [at(e, eh + i, ew + j) for e, eh, ew in outer for i, j in product(range(h.reach), range(w.reach))]
@@ -270,7 +261,7 @@ def _length(how: Blocking) -> int:
 
 def _shares(problem: Problem, how: Blocking, table: NDArray[np.int64]) -> NDArray[np.float64]:
     """The share of the blocks that do not leave out each point."""
-    ends = zip(table.T[4:], positions(problem, how.ways), how.useless, strict=True)
+    ends = zip(table.T[5:], positions(problem, how.ways), how.useless, strict=True)
     h, w = (1 - last / n if out else 1.0 for last, n, out in ends)
     return np.asarray(h * w, np.float64)
 
@@ -313,7 +304,10 @@ _SLICES = {1: "", 2: "seven products of halves in place of eight, ", 4: "49 prod
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
     phases = prod(steps(problem.spec)[0])
-    shared = f"the {phases} phases share one input transform, " if phases > 1 and how.points > 1 else ""
+    shared = ""
+    if phases > 1 and how.points > 1:
+        apart = any(way.apart for way in how.ways)
+        shared = "phases in tiles of their own, " if apart else f"the {phases} phases share one input transform, "
     points = f"{how.points} points, " if how.points > 1 else ""
     slices = _SLICES[how.slices]
     tiles = "tiles" if how.points > 1 else "columns"

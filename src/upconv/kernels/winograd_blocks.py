@@ -14,16 +14,8 @@ from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_cuts import useless
-from upconv.kernels.winograd_tiles import (
-    NARROW,
-    Points,
-    Tiling,
-    Way,
-    classes,
-    lines,
-    steps,
-    tiling_of,
-)
+from upconv.kernels.winograd_depth import classes
+from upconv.kernels.winograd_tiles import NARROW, Points, Tiling, Way, lines, steps, tiling_of
 from upconv.kernels.winograd_way import Code
 from upconv.kernels.winograd_work import column_bytes, part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
@@ -66,6 +58,7 @@ class Blocking:
     cut: columns.Cut
     splits: int
     depth: int
+    sum_depth: int
     depth_part: int
     v_point: int
     m_pitch: int
@@ -211,7 +204,8 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, slices: int, alike: int) 
     if not alike:
         return _Offer(tile, chunk, most, many, many)
     blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if slices == 1 else 1).sizes()
-    again = AGAIN * tile.rows if slices == 1 and register_tile.far(points * m * phases * tiling.depth * item, target) else 0.0
+    far = register_tile.far(points * m * phases * tiling.sum_depth * item, target)
+    again = AGAIN * tile.rows if slices == 1 and far else 0.0
     few = cycles(
         sum(count * (register_tile.columns_cycles(tile, size) + again) for count, size in blocks) / alike, min(most, alike)
     )
@@ -225,12 +219,12 @@ def sized(
     spec, item, ways = problem.spec, problem.itemsize, tiling.ways
     c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
     depth, points = tiling.depth // slices, len(tiling.points)
-    products = points * PRODUCTS[slices]
+    products, sum_depth = points * PRODUCTS[slices], tiling.sum_depth // slices
     block, wide, chunks = cut.block, cut.block // slices, ceil(m // slices / chunk)
     room = round_up(block, tile.lanes * slices)
     tile_blocks = tile_blocks_of(tiling, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
-    tile = register_tile.reading(tile, products * chunks * rows * depth * item, target)
+    tile = register_tile.reading(tile, products * chunks * rows * sum_depth * item, target)
     panels = ceil(wide / tile.width)
     v_point = panels * depth * tile.width + 16
     m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
@@ -242,10 +236,10 @@ def sized(
     written, read = _asked(problem, tiling, code, cut, room, splits, target) if near else (0, 0)
     return Blocking(
         tile=tile, slices=slices, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, depth_part=part_of(tiling, slices),
+        splits=splits, depth=depth, sum_depth=sum_depth, depth_part=part_of(tiling, slices),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(room, tile.lanes),
-        found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]), room), 64),
+        found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]) // code.side_by_side, room), 64),
         line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
         lines_bytes=round_up(code.together * ways[1].outputs * out_step * tile.lanes * item, 64),
         slices_bytes=round_up(slices**2 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if slices > 1 else 0,
@@ -286,9 +280,9 @@ def _choose_chunk(tiling: Tiling, tile: Tile, slices: int, most: int) -> int:
 
 def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, slices: int) -> Code:
     """What of a problem changes the code."""
-    d, h, w = (replace(way, groups=1) for way in ways)  # groups are numbers of the job
+    d, h, w = (replace(way, groups=1, apart=way.apart and i == 2) for i, way in enumerate(ways))  # others are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem, ways)[2].out_step
-    uneven = problem.spec.transposed and len(classes(Tiling(problem.spec, ways))) > 1
+    uneven = problem.spec.transposed and any(any(c.short) or c.part[0] for c in classes(Tiling(problem.spec, ways)))
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
     return Code(tile, slices, (d, h, w), (ph, pw), uneven, finish)

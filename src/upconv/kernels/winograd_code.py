@@ -156,7 +156,7 @@ def emit(code: Code) -> str:
             every = register_tiles * (last_chunk - first)
             ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.slices, every)
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
-        strip = s["depth"] * tile.rows
+        strip = s["sum_depth"] * tile.rows
         with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven else 0, tile.lanes, name="zero") as i:
             f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
         with f.loop(first, last_chunk, name="ic") as ic:
@@ -168,14 +168,14 @@ def emit(code: Code) -> str:
             every_point = len(code.points) * PRODUCTS[code.slices]
             with f.loop(0, every_point, name="point") as point, f.loop(0, s["depths"], name="depth") as depth:
                 entry = points[(point * s["depths"] + depth) * POINT]
-                first_strip, strips, first_row, rows, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
+                first_strip, strips, first_row, rows, first_weight, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
                 for here, only in zip(last, only_last, strict=True):
                     rows = f.select(here & only.equals(1), 0, rows)
                 left = weight[point * s["weight_point"] + (ic * s["tile_blocks"] + first_strip) * strip]
                 right = v[point * s["v_point"]]
                 sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
                 sizes: list[Int] = [taps, s["depth_part"], rows, tile.width]
-                a, b = left[first_row * tile.rows], right[first_row * tile.width]
+                a, b = left[first_weight * tile.rows], right[first_row * tile.width]
                 block = (a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide)
                 microkernel.emit_block(f, tile, do_tiles, *block, finishing=lambda jr: [to_write, to_read])
             plane = y[number_out * s["y_channel"]]
@@ -187,9 +187,8 @@ def emit(code: Code) -> str:
 
 _TASK_SLOTS = (
     *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
-    "channels_out", "group_out", "depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
-    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes", "by_position", "last_h",
-    "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips",
-    "depths",
-    "x_channel", "channels_in",
+    "channels_out", "group_out", "depth", "sum_depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point",
+    "m_pitch", "m_point", "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes",
+    "by_position", "last_h", "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips",
+    "depths", "x_channel", "channels_in",
 )  # fmt: skip

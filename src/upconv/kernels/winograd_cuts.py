@@ -52,7 +52,8 @@ def offered(problem: Problem, tiling: Tiling, tile: Tile, slices: int, few: bool
     if usual.pieces > threads and usual.count * groups % threads:  # one thread would have a block more
         cuts.append(columns.cut(length, unit, usual.pieces // threads * threads, images))
     if slices == 1 and few:
-        cuts += [columns.cut(length, tile.lanes, pieces) for pieces in range(2, length // width + 2)]
+        finest = length // width + 1 if length >= width else length // tile.lanes
+        cuts += [columns.cut(length, tile.lanes, pieces) for pieces in range(2, finest + 1)]
     return [_by_position(problem, tiling, tile, cut, most) for cut in cuts] if slices == 1 else cuts
 
 

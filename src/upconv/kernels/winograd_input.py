@@ -159,7 +159,7 @@ def emit_input(code: Code) -> Function:
     names = ("x_channel", "x_h", "x_slice", "channels_in", "outer_count", "panel_size", "v_point")
     s = {name: SLOTS.read(f, job, name) for name in names}
     p = columns.parts(table, room, lanes)
-    planes = prod(code.planes)
+    planes = prod(code.planes) * code.side_by_side
     outer, plane_rows = SLOTS.pointer(f, job, "outer", "i64"), SLOTS.pointer(f, job, "plane_rows", "i64")
     reader = Reader(code, s, p, outer, found, vectors, room, line)
     with f.loop(0, s["channels_in"], name="c") as c, f.loop(0, s["outer_count"], name="outer") as o:
@@ -275,11 +275,11 @@ def _emit_points(
     Rows are combined as they are read, point by point of h, before they are turned: each point takes few of them, so that they
     are read again rather than kept in registers that there are not.
     """
-    (ph, pw), (_, way_h, way_w) = code.planes, code.ways
+    (ph, pw), (_, way_h, way_w), two = code.planes, code.ways, code.side_by_side
     first, second = (way.points.input if way.points else np.eye(1) for way in (way_h, way_w))
     for bh, (i, row) in product(range(ph), enumerate(first)):
         used = np.flatnonzero(row).tolist()
         elements = zip(*(read(ph * u + bh) for u in used), strict=True)
         line = turn([combine(f, row[used], list(values)) for values in elements])
-        for bw, (j, column) in product(range(pw), enumerate(second)):
-            put(bh * pw + bw, i * way_w.window + j, combine(f, column, [line[pw * t + bw] for t in range(way_w.window)]))
+        for bw, (j, column) in product(range(pw * two), enumerate(second)):
+            put(bh * pw * two + bw, i * way_w.window + j, combine(f, column, [line[pw * t + bw] for t in range(way_w.window)]))

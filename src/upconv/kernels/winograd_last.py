@@ -21,26 +21,9 @@ from upconv.kernels import columns, register_tile, weights, winograd_last_code
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.register_tile import Tile
+from upconv.kernels.winograd_depth import Residue, class_taps, classes, depth_of, depth_taps, live, weight_places
 from upconv.kernels.winograd_last_code import Code
-from upconv.kernels.winograd_tiles import (
-    NARROW,
-    WIDE,
-    Points,
-    Residue,
-    Tiling,
-    class_taps,
-    classes,
-    depth_of,
-    depth_taps,
-    lines,
-    live,
-    steps,
-    tiling_of,
-    too_short,
-    ways_of,
-    weight_places,
-    windows,
-)
+from upconv.kernels.winograd_tiles import NARROW, WIDE, Points, Tiling, lines, steps, tiling_of, too_short, ways_of, windows
 from upconv.kernels.winograd_work import part_of
 from upconv.spec import Problem
 
@@ -239,7 +222,7 @@ def _live(tiling: Tiling) -> NDArray[np.int64]:
     spec, every = tiling.spec, classes(tiling)
     if spec.transposed:
         found = [
-            [depth_of(tiling, c.shallow) if number in live(tiling, point, c.shallow) else (0, 0) for point in tiling.points]
+            [depth_of(tiling, c.part) if number in live(tiling, point, c.part) else (0, 0) for point in tiling.points]
             for number, c in enumerate(every)
         ]
     else:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import ceil, prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +55,8 @@ class Points:
         return np.array([[*(p**i for p in self.finite), float(i == outputs - 1)] for i in range(outputs)])
 
 
-NARROW, WIDE = Points((1.0, -1.0), ()), Points((1.0, -1.0, 0.5, -2.0), (3, 5))
+NARROW, MIDDLE, WIDE = Points((1.0, -1.0), ()), Points((-1.0, 0.5, 2.0), (3, 3)), Points((1.0, -1.0, 0.5, -2.0), (3, 5))
+"""Windows of four, five and six."""
 FEWEST_TAPS = 2.0
 """Taps a phase, in the mean, of two dimensions, for a wide one: with fewer (kernel 4 at stride 3 has 1.8) the direct sum is so
 short that wide windows err up to 4.3 times as much, and save little."""
@@ -80,11 +80,16 @@ MOST_TAPS = 9
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How one dimension is taken: `groups` of `taps` neighbouring taps, transformed together at `points`, or left plain."""
+    """How one dimension is taken: `groups` of `taps` neighbouring taps, transformed together at `points`, or left plain.
+
+    Where phases stand `apart`, each has its tiles begin with its own first output: there are two groups then, of the same taps,
+    whose windows are one element apart, and each phase has weights for one of them.
+    """
 
     taps: int
     groups: int
     points: Points | None = None
+    apart: bool = False
 
     @property
     def transformed(self) -> bool:
@@ -102,7 +107,7 @@ class Way:
     @property
     def total(self) -> int:
         """Taps a phase, those included that fill up the last group."""
-        return self.taps * self.groups
+        return self.taps if self.apart else self.taps * self.groups
 
 
 PLAIN = Way(1, 1)
@@ -111,9 +116,11 @@ PLAIN = Way(1, 1)
 def ways_of(spec: ConvSpec, last: Points) -> tuple[Way, Way, Way] | str:
     """How each of the three dimensions is taken, or why this layer has no tiles.
 
-    The last that is transformed is at the points `last`, another one at NARROW: two wide ones would round too much.
+    The last that is transformed is at the points `last`, another one at NARROW: two wide ones would round too much. MIDDLE is for
+    both, with phases apart where the padding sets them apart.
     """
-    ways = [PLAIN] * (3 - spec.rank)
+    ways, other = [PLAIN] * (3 - spec.rank), last if last == MIDDLE else NARROW
+    whole = spec.transposed and all(k % s == 0 for k, s in zip(spec.kernel_size, spec.stride, strict=True) if k > s)
     innermost = max((d for d, (k, s) in enumerate(zip(spec.kernel_size, spec.stride, strict=True)) if k > s), default=None)
     for d, (k, s, l) in enumerate(zip(spec.kernel_size, spec.stride, spec.dilation, strict=True)):
         taps = ceil(k / s)
@@ -121,7 +128,10 @@ def ways_of(spec: ConvSpec, last: Points) -> tuple[Way, Way, Way] | str:
         if l != 1 and k != 1:
             return f"dilation {l}"
         if inner and 1 < taps <= MOST_TAPS:
-            ways.append(_grouped(taps, last if d == innermost else NARROW))
+            way = _grouped(taps, last if d == innermost else other)
+            if last == MIDDLE and whole and way.groups == 1 and spec.padding[d][0] % s:
+                way = replace(way, groups=2, apart=True)
+            ways.append(way)
         elif k == s or not inner:
             ways.append(Way(1, taps))
         else:
@@ -144,8 +154,13 @@ class Tiling:
 
     @property
     def wide(self) -> bool:
-        """Whether a dimension has wide windows."""
-        return any(way.points == WIDE for way in self.ways)
+        """Whether a dimension has windows of more than four."""
+        return any(way.window > NARROW.window for way in self.ways)
+
+    @property
+    def middle(self) -> bool:
+        """Whether both inner dimensions have windows of five."""
+        return all(way.points == MIDDLE for way in self.ways[1:])
 
     @property
     def planes(self) -> int:
@@ -155,9 +170,14 @@ class Tiling:
 
     @property
     def depth(self) -> int:
-        """Products that are summed for one row, column and point: channels, planes of x and groups of taps."""
+        """What stands in V for one column and point: channels, planes of x and groups of taps."""
         _, h, w = self.ways
         return self.spec.in_channels // self.spec.groups * self.planes * prod(steps(self.spec)[1][1:]) * h.groups * w.groups
+
+    @property
+    def sum_depth(self) -> int:
+        """Products that are summed for one row, column and point: those of one window where phases stand apart."""
+        return self.depth // prod(way.groups for way in self.ways if way.apart)
 
 
 def tiling_of(spec: ConvSpec, last: Points = NARROW) -> Tiling:
@@ -191,12 +211,12 @@ def windows(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[tuple[Line, W
         size, out_size = problem.input_size[d], problem.output_size[d]
         s, (before, _), f = spec.stride[d], spec.padding[d], way.outputs
         if spec.transposed:
-            low, crop = divmod(before + fronts(spec)[3 - spec.rank + d], s)
+            low, crop = (before // s, 0) if way.apart else divmod(before + fronts(spec)[3 - spec.rank + d], s)
             positions = ((out_size - 1 + crop) // s + f) // f
             line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.total - 1), 1
         else:
             line, origin, planes = Line(size, out_size, s * f, f, 0, -(-out_size // f)), -before, s
-        found.append((line, Window(origin, planes * way.window, planes * way.taps)))
+        found.append((line, Window(origin, planes * way.window, 1 if way.apart else planes * way.taps)))
     return tuple(found)
 
 
@@ -237,123 +257,3 @@ def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(out, in): phases of the output and planes of the input, three dimensions."""
     s, ones = (1,) * (3 - spec.rank) + spec.stride, (1, 1, 1)
     return (s, ones) if spec.transposed else (ones, s)
-
-
-# -- what a product's depth is made of --------------------------------------------------------------------------------
-
-Group = tuple[int, int, int]
-"""A group of taps, in each dimension."""
-
-
-def depth_taps(tiling: Tiling) -> list[tuple[Group, Residue]]:
-    """What the depth of a GEMM goes over, besides channels: (group of taps, plane of x), the planes class by class."""
-    if tiling.spec.transposed:
-        return [(group, (0, 0, 0)) for group in _groups(tiling)]
-    return [tap for c in classes(tiling) for tap in class_taps(tiling, c)]
-
-
-def class_taps(tiling: Tiling, c: Class) -> list[tuple[Group, Residue]]:
-    """The same for one class of a convolution: the planes of x that its kernel reaches."""
-    step = steps(tiling.spec)[1][0]
-    return [(group, plane) for group in _groups(tiling) for plane in c.residues if step * group[0] + plane[0] < tiling.planes]
-
-
-def _groups(tiling: Tiling) -> list[Group]:
-    d, h, w = (range(way.groups) for way in tiling.ways)
-    return list(product(d, h, w))
-
-
-def weight_places(tiling: Tiling, phases: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The kernel's elements that are transformed together, -1 for zeros: (entry, depth tap, window of h, window of w, row).
-
-    `phases` holds the phase of every row of every entry, in three dimensions.
-    """
-    spec, depth = tiling.spec, depth_taps(tiling)
-    kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
-    group, plane = np.array([g for g, _ in depth]), np.array([p for _, p in depth])
-    place: Any = 0
-    for i, way in enumerate(tiling.ways):
-        tap = way.taps * group[:, i].reshape(1, -1, 1, 1, 1)
-        if i > 0:
-            tap = tap + np.arange(way.taps).reshape([-1 if j == i + 1 else 1 for j in range(5)])
-        if spec.transposed:  # later taps read earlier inputs
-            index = stride[i] * (way.total - 1 - tap) + phases[:, None, None, None, :, i] - fronts(spec)[i]
-        else:
-            index = stride[i] * tap + plane[:, i].reshape(1, -1, 1, 1, 1)
-        place = np.where((place >= 0) & (index >= 0) & (index < kernel[i]), place * kernel[i] + index, -1)
-    _, h, w = tiling.ways
-    return np.broadcast_to(place, (len(phases), len(depth), h.taps, w.taps, phases.shape[1]))
-
-
-# -- residues whose last tap is missing --------------------------------------------------------------------------------
-
-Residue = tuple[int, int, int]
-"""A phase of the output (transposed) or a plane of the input, in each dimension."""
-
-
-@dataclass(frozen=True, slots=True)
-class Class:
-    """Residues that lack a tap in the same dimensions: there the kernel is no multiple of the stride."""
-
-    shallow: bool
-    """Whether phases lack a tap of the outer dimension, which is left plain: their sums are shorter by what it reads, the first
-    (or the last: see `fronts`)."""
-    short: tuple[bool, bool]
-    """Whether they lack the last tap of each inner dimension (or the first: see `fronts`), where a point is empty then."""
-    residues: tuple[Residue, ...]
-
-
-_ORDER = ((False, True), (False, False), (True, False), (True, True))
-"""Of classes by (h, w) that lack a tap: whatever a point leaves out, what remains stands side by side."""
-
-
-@lru_cache(maxsize=512)
-def classes(tiling: Tiling) -> tuple[Class, ...]:
-    """Phases of a transposed layer, planes of a convolution, by the taps they lack."""
-    spec, ways = tiling.spec, tiling.ways
-    kernel, stride = (1,) * (3 - spec.rank) + spec.kernel_size, (1,) * (3 - spec.rank) + spec.stride
-    found: dict[tuple[bool, tuple[bool, bool]], list[Residue]] = {key: [] for key in product((False, True), _ORDER)}
-    for residue in product(*(range(s) for s in stride)):
-        d, h, w = (_lacks(way, *numbers) for way, *numbers in zip(ways, stride, kernel, residue, fronts(spec), strict=True))
-        h, w = (lacks and way.transformed and way.groups == 1 for lacks, way in zip((h, w), ways[1:], strict=True))
-        shallow = d and spec.transposed and ways[0].groups > 1
-        found[shallow, (h, w)].append((residue[0], residue[1], residue[2]))
-    return tuple(Class(*key, tuple(residues)) for key, residues in found.items() if residues)
-
-
-def phases_of(tiling: Tiling) -> list[tuple[Residue, ...]]:
-    """The phases of the output, class by class; a convolution has one."""
-    return [c.residues for c in classes(tiling)] if tiling.spec.transposed else [((0, 0, 0),)]
-
-
-def _lacks(way: Way, stride: int, kernel: int, residue: int, front: int) -> bool:
-    """Whether a residue lacks its first tap or its last."""
-    return residue < front or residue - front + stride * (way.total - 1) >= kernel
-
-
-def live(tiling: Tiling, point: tuple[int, int], shallow: bool = False) -> range:
-    """The classes, of those that are `shallow` or those that are not, whose transformed weights are not all zero at a point.
-
-    One end of the window belongs to one tap alone: to the last, which a transposed layer reads first. So does the other, to the
-    first.
-    """
-    every, transposed = classes(tiling), tiling.spec.transposed
-    ends = zip(tiling.ways[1:], fronts(tiling.spec)[1:], strict=True)
-    dead = [0 if transposed and not front else way.window - 1 for way, front in ends]
-    kept = [
-        i
-        for i, c in enumerate(every)
-        if c.shallow == shallow and not any(s and u == v for s, u, v in zip(c.short, point, dead, strict=True))
-    ]
-    return range(kept[0], kept[-1] + 1) if kept else range(0)
-
-
-def depths(tiling: Tiling) -> tuple[bool, ...]:
-    """The kinds of classes there are: not shallow, shallow."""
-    return tuple(sorted({c.shallow for c in classes(tiling)}))
-
-
-def depth_of(tiling: Tiling, shallow: bool) -> tuple[int, int]:
-    """(first row of the depth, rows) of classes of a kind."""
-    without = tiling.depth // tiling.ways[0].groups if shallow else 0
-    return 0 if fronts(tiling.spec)[0] else without, tiling.depth - without

@@ -22,9 +22,9 @@ SLOTS = jobs.Slots(
             (
                 *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
                 "plane_rows", "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
-                "channels_out", "channels_in", "depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_point",
-                "x_group", "x_slice", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes",
-                "m_bytes", "line_bytes", "lines_bytes", "slices_bytes", "v_bytes", "by_position", "last_h",
+                "channels_out", "channels_in", "depth", "sum_depth", "depth_part", "phases_h", "phases_w", "weight_group",
+                "weight_point", "x_group", "x_slice", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes",
+                "found_bytes", "m_bytes", "line_bytes", "lines_bytes", "slices_bytes", "v_bytes", "by_position", "last_h",
                 "last_w", "asks_written", "asks_read", "written_bytes", "strips", "depths",
             )
         )
@@ -32,16 +32,17 @@ SLOTS = jobs.Slots(
 )  # fmt: skip
 
 
-POINT = 6
-"""Numbers a point and depth: first strip of rows, strips, first row of the depth, rows; whether it serves a tile's last output
-alone, in each of the two inner dimensions."""
+POINT = 7
+"""Numbers a point and part of the depth: first strip of rows, strips, first row of the depth, rows, first row of the weights;
+whether it serves a tile's last output alone, in each of the two inner dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
     """Everything that the emitted code depends on; `planes` are the strides of x in the two inner dimensions.
 
-    `uneven` layers have rows that are dead at some points.
+    Windows that are an element apart in w are read at once, as planes of x are. `uneven` layers have rows that are dead at some
+    points.
     """
 
     tile: Tile
@@ -54,13 +55,19 @@ class Code:
     @property
     def reach(self) -> tuple[int, int]:
         """Elements of x that are read for a window in the two inner dimensions: in w as whole pieces hold."""
-        h, w = (p * way.window for p, way in zip(self.planes, self.ways[1:], strict=True))
+        h, w = self.window
         return h, round_up(w, 4) if self.ways[2].transformed else w
 
     @property
     def window(self) -> tuple[int, int]:
-        """Elements of x that a window's points need in the two inner dimensions."""
-        return self.reach[0], self.planes[1] * self.ways[2].window
+        """Elements of x that the points of a window, or of two side by side, need in the two inner dimensions."""
+        h, w = (p * way.window for p, way in zip(self.planes, self.ways[1:], strict=True))
+        return h, w + self.side_by_side - 1
+
+    @property
+    def side_by_side(self) -> int:
+        """Windows in w, an element apart, that are read together: those of phases that stand apart there."""
+        return 2 if self.ways[2].apart else 1
 
     @property
     def points(self) -> list[tuple[int, int]]:

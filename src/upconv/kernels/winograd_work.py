@@ -7,21 +7,22 @@ from math import ceil
 
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.strassen_products import PRODUCTS
-from upconv.kernels.winograd_tiles import Tiling, classes, depth_of, live, phases_of
+from upconv.kernels.winograd_depth import classes, depth_of, live, phases_of
+from upconv.kernels.winograd_tiles import Tiling
 
-NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_UNEVEN, SLICED_PART = 256, 128, 96, 64, {2: 256, 4: 80}
+NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT, SLICED_PART = 256, 128, 96, 64, {2: 256, 4: 80}
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
-windows (in one of two transformed dimensions: OF_TWO; where phases lack taps: UNEVEN, the direct sum being shorter there) and for
-products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per cent, of
-96 two and of 64 three. Measured."""
+windows (in one of two transformed dimensions: OF_TWO; in both, or where phases lack taps, so that the direct sum is shorter: SHORT)
+and for products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per
+cent, of 96 two and of 64 three. Measured."""
 
 
-TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), {2: 20.0, 4: 160.0}
+TRANSFORM, MIDDLE_TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), 16.0, (3.5, 9.0), {2: 20.0, 4: 160.0}
 """Cycles that one vector of a channel takes a point, from x to V, besides the reading of x: where one dimension is transformed, and
-two, and where windows are wide; for products of halves or quarters, a vector of one slice, all slices. Measured over 60 layers, of
-k = s over 78."""
+two, and where windows are wide (MIDDLE: of five in both; those of each phase leave the second-level cache); for products of halves
+or quarters, a vector of one slice, all slices. Measured over 60 layers, of k = s over 78, of windows of five over 35."""
 
-ANEW, WIDE_ANEW = 5.0, 6.5
+ANEW, MIDDLE_ANEW, WIDE_ANEW = 5.0, 12.0, 6.5
 """The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
 
 BACK, WIDE_BACK, SLICED_BACK = 2.0, 3.0, {2: 26.0, 4: 300.0}
@@ -32,6 +33,8 @@ def transform_cycles(tiling: Tiling, slices: int) -> float:
     """See TRANSFORM."""
     if slices > 1:
         return SLICED_TRANSFORM[slices]
+    if tiling.middle:
+        return MIDDLE_TRANSFORM
     several = sum(way.transformed for way in tiling.ways) > 1
     return (WIDE_TRANSFORM if tiling.wide else TRANSFORM)[several]
 
@@ -40,6 +43,8 @@ def anew_cycles(tiling: Tiling, slices: int) -> float:
     """See ANEW."""
     if slices > 1:
         return SLICED_TRANSFORM[slices]
+    if tiling.middle:
+        return MIDDLE_ANEW
     return WIDE_ANEW if tiling.wide else ANEW
 
 
@@ -52,7 +57,7 @@ def back_cycles(tiling: Tiling, slices: int) -> float:
 
 def part_of(tiling: Tiling, slices: int) -> int:
     """Products that are added up at a time: the depth in equal parts."""
-    depth = tiling.depth // slices
+    depth = tiling.sum_depth // slices
     return ceil(depth / ceil(depth / _most_of(tiling, slices)))
 
 
@@ -63,7 +68,9 @@ def _most_of(tiling: Tiling, slices: int) -> int:
         return NARROW_PART
     if sum(way.transformed for way in tiling.ways) == 1:
         return WIDE_PART
-    return WIDE_PART_UNEVEN if any(any(c.short) for c in classes(tiling)) else WIDE_PART_OF_TWO
+    if tiling.middle or any(any(c.short) for c in classes(tiling)):
+        return WIDE_PART_SHORT
+    return WIDE_PART_OF_TWO
 
 
 def column_bytes(tiling: Tiling, slices: int, itemsize: int) -> int:
@@ -86,8 +93,8 @@ def _live_points(tiling: Tiling) -> tuple[float, ...]:
     """At how many points each class is live, for that part of the depth."""
     found = []
     for i, c in enumerate(classes(tiling)):
-        points = sum(i in live(tiling, point, c.shallow) for point in tiling.points)
-        found.append(points * depth_of(tiling, c.shallow)[1] / tiling.depth)
+        points = sum(i in live(tiling, point, c.part) for point in tiling.points)
+        found.append(points * depth_of(tiling, c.part)[1] / tiling.depth)
     return tuple(found)
 
 
