@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from upconv.kernels import winograd_depth as depth
 from upconv.kernels import winograd_tiles as tiles
+from upconv.kernels.winograd_way import divisors
 from upconv.spec import ConvSpec, Problem
 
 
@@ -37,16 +39,26 @@ def test_the_transforms_give_the_direct_sums_and_integers_stay_integers(taps: in
     assert outputs.tolist() == [float(x[q : q + taps] @ g) for q in range(points.window - taps + 1)]
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, 24), (np.float64, 53)])
-@pytest.mark.parametrize("odd", tiles.WIDE.odd)
-def test_multiplying_by_an_odd_factors_inverse_divides_integers_exactly(odd: int, dtype: Any, bits: int) -> None:
-    """The inverse is off by less than half of the last place of any quotient, wherever it lies between two powers of two."""
+@pytest.mark.parametrize(("dtype", "bits", "element"), [(np.float32, 24, "float"), (np.float64, 53, "double")])
+@pytest.mark.parametrize("several", list(product(POINTS.values(), repeat=2)))
+def test_multiplying_by_the_inverses_of_odd_factors_divides_integers_exactly(
+    several: Any, dtype: Any, bits: int, element: str
+) -> None:
+    """An inverse is off by less than half of the last place of any quotient, wherever it lies between two powers of two."""
+    ways = tuple(tiles.Way(2, 1, points) for points in several)
+    factors = divisors(ways, element)
+    assert prod(factors) == prod(n for points in several for n in points.odd)
+    for odd in factors:
+        check_division(odd, dtype, bits)
+
+
+def check_division(odd: int, dtype: Any, bits: int) -> None:
     rng = np.random.default_rng(0)
     most = 2**bits // odd
     quotients = np.unique(np.concatenate([np.arange(1, 1000), most - np.arange(1000), rng.integers(1, most, 100_000)]))
     whole = (odd * quotients).astype(dtype)
     assert np.array_equal(whole.astype(np.int64), odd * quotients)
-    assert np.array_equal((whole * dtype(1 / odd)).astype(np.int64), quotients)
+    assert np.array_equal(whole * dtype(1 / odd), quotients.astype(dtype))
 
 
 def phases(tiling: tiles.Tiling) -> Iterator[tuple[tuple[int, int, int], list[Any]]]:

@@ -13,7 +13,7 @@ from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, places, row_and_column
 from upconv.kernels.strassen_sums import Place, Sums
 from upconv.kernels.winograd_input import emit_input, emit_windows
-from upconv.kernels.winograd_way import POINT, SLOTS, Code, transform
+from upconv.kernels.winograd_way import POINT, SLOTS, Code, divisors, transform
 
 
 def _emit_output(code: Code, writer: store.Writer) -> Function:
@@ -36,7 +36,7 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     bias, phase_rows = SLOTS.pointer(f, job, "bias", tile.element), SLOTS.pointer(f, job, "phase_rows", "i64")
     p = columns.parts(table, room, lanes)
     matrices = tuple(way.points.output(way.taps) if way.points else None for way in (way_h, way_w))
-    odd = [n for way in (way_h, way_w) if way.points for n in way.points.odd]
+    odd = divisors((way_h, way_w), tile.element)
     every = places(code.slices)
     together = [every[at : at + code.together] for at in range(0, len(every), code.together)]
 

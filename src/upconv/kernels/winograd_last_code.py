@@ -17,7 +17,7 @@ from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.winograd_tiles import Way
-from upconv.kernels.winograd_way import transform
+from upconv.kernels.winograd_way import divisors, transform
 from upconv.spec import Activation
 
 _SIZES = ("rows", "size", "step", "plane", "out", "out_step", "crop", "stride")
@@ -213,7 +213,7 @@ def _emit_outputs(code: Code, copy: Function) -> Function:
     s, m, line, type_ = _numbers(f, job), m.of(tile.element), line.of(tile.element), tile.type
     y, bias = (SLOTS.pointer(f, job, name, tile.element)[channel] for name in ("y", "bias"))
     matrices = [way.points.output(way.taps) if way.points else None for way in (way_h, way_w)]
-    odd = [n for way in (way_h, way_w) if way.points for n in way.points.odd]
+    odd = divisors((way_h, way_w), tile.element)
     following = f.load("i64", chunk.of("i64")[CHUNK - 1])
     # where a phase begins in y, seen from where a tile does
     ahead = {name: f.load("i64", chunk.of("i64")[i]) - s[f"crop_{name}"] for i, name in enumerate("dhw")}

@@ -55,7 +55,7 @@ class Points:
         return np.array([[*(p**i for p in self.finite), float(i == outputs - 1)] for i in range(outputs)])
 
 
-NARROW, MIDDLE, WIDE = Points((1.0, -1.0), ()), Points((-1.0, 0.5, 2.0), (3, 3)), Points((1.0, -1.0, 0.5, -2.0), (3, 5))
+NARROW, MIDDLE, WIDE = Points((1.0, -1.0), ()), Points((-1.0, 0.5, 2.0), (9,)), Points((1.0, -1.0, 0.5, -2.0), (3, 5))
 """Windows of four, five and six."""
 FEWEST_TAPS = 2.0
 """Taps a phase, in the mean, of two dimensions, for a wide one: with fewer (kernel 4 at stride 3 has 1.8) the direct sum is so

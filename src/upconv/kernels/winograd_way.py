@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.ir import Function, Value
@@ -100,6 +102,28 @@ class Code:
         if self.piece > 1:
             return outer * self.reach[0] * self.reach[1] * room * 4
         return outer * self.reach[0] * self.reach[1] * room // self.tile.lanes * self.panel.entry
+
+
+def divisors(ways: tuple[Way, ...], element: str) -> list[int]:
+    """What outputs are divided by: the odd factors of all dimensions, as few as an inverse each divides integers by exactly.
+
+    >>> from upconv.kernels.winograd_tiles import MIDDLE, WIDE
+    >>> divisors((Way(2, 1, MIDDLE), Way(2, 1, MIDDLE)), "float"), divisors((Way(2, 1, WIDE),), "float")
+    ([81], [3, 5])
+    """
+    found: list[int] = []
+    for n in (n for way in ways if way.points for n in way.points.odd):
+        if found and _divides(found[-1] * n, element):
+            found[-1] *= n
+        else:
+            found.append(n)
+    return found
+
+
+def _divides(n: int, element: str) -> bool:
+    """Whether the rounded inverse is off by less than half of the last place of any quotient."""
+    inverse, bits = (np.float32(1 / n), 24) if element == "float" else (np.float64(1 / n), 53)
+    return abs(Fraction(float(inverse)) * n - 1) * 2**bits <= Fraction(1, 2)
 
 
 def combine(f: Function, row: NDArray[Any], values: list[Value]) -> Value:
