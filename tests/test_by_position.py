@@ -114,6 +114,15 @@ def test_a_generators_first_layer_takes_it_with_a_quarter_less_products_and_the_
 
 @pytest.mark.skipif(HOST.name != "avx2", reason="what the estimates choose on other processors is theirs")
 def test_plans_take_it() -> None:
-    plan = upconv.plan((64, 512, 4, 4), (512, 256, 4, 4), stride=2, padding=1)
-    assert plan.algorithm == "winograd_wide"
+    plan = upconv.plan((64, 192, 6, 6), (192, 96, 4, 4), stride=2, padding=1)
+    assert plan.algorithm == "winograd_middle"
     assert "of one position" in str(plan)
+
+
+def test_an_image_that_is_one_tile_of_windows_of_five_takes_25_products_where_the_direct_sum_takes_64() -> None:
+    layer: dict[str, Any] = dict(in_channels=512, out_channels=256, kernel_size=4, stride=2, padding=1)
+    problem = runs.make(size=(4, 4), batch=64, **layer)
+    how = winograd_middle.blocking(problem, HOST, 1)
+    assert how.cut.length == 64
+    assert 2 * winograd_middle.macs(problem, how) / problem.flops == pytest.approx(25 / 64, rel=0.1)
+    assert "phases in tiles of their own, 25 points" in winograd_middle.describe(problem, how)
