@@ -124,7 +124,7 @@ def _window(spec: ConvSpec, dimension: int, residue: int) -> int:
 
 def _lacks(way: Way, stride: int, kernel: int, residue: int, front: int) -> bool:
     """Whether a residue lacks its first tap or its last."""
-    return not way.apart and (residue < front or residue - front + stride * (way.total - 1) >= kernel)
+    return residue < front or residue - front + stride * (way.total - 1) >= kernel
 
 
 def live(tiling: Tiling, point: tuple[int, int], part: Part = (False, 0, 0)) -> range:
