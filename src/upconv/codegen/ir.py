@@ -210,10 +210,13 @@ class Function:
     def store(self, value: Value, address: Value, align: int | None = None) -> None:
         self.do(f"store {value.type} {value.text}, ptr {address.text}, align {align or SIZES[element_of(value.type)]}")
 
-    def prefetch(self, address: Value, write: bool = False) -> None:
-        """Ask for the line at an address that will be read (or written). Any address will do: nothing is touched."""
+    def prefetch(self, address: Value, write: bool = False, nearest: bool = True) -> None:
+        """Ask for the line at an address that will be read (or written). Any address will do: nothing is touched.
+
+        Not into the `nearest` cache where it is for later, and others would have to leave.
+        """
         self.declarations["prefetch"] = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-        self.do(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 {int(write)}, i32 3, i32 1)")
+        self.do(f"call void @llvm.prefetch.p0(ptr {address.text}, i32 {int(write)}, i32 {3 if nearest else 2}, i32 1)")
 
     def _op(self, op: str, a: Value, b: Value) -> Value:
         return self.emit(f"{op} {a.type} {a.text}, {b.text}", a.type)
