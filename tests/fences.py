@@ -144,6 +144,13 @@ def layers() -> list[dict[str, Any]]:
         add((length,), 1, 2, 5, 2)
         add((2, length), 6, 1, 2, 2, batch=2)
         add((2, 3, length), 4, 2, 1, 1, groups=2, transposed=False)
+    for size in ((4, 3), (8, 8), (5, 9), (12, 11), (16, 15)):  # few tiles of windows of five, and strips of rows that are not full
+        add(size, 9, 5, 4, 2, padding=1)
+        add(size, 17, 40, 6, 2, padding=2)
+        add(size, 10, 9, 3, 2, padding=1)
+        add(size, 70, 3, 3, 1, padding=1, transposed=False)
+        add(size, 12, 9, 4, 2, padding=1, transposed=False)
+    add((3, 4, 4), 16, 6, 4, 2, padding=1)
     add((3, 4, 5), 16, 20, 2, 2, batch=2, groups=2)
     add((5, 6, 7), 4, 3, (1, 3, 2), (1, 2, 3), transposed=False, padding=(0, 1, 1))
     add((4, 1, 9), 6, 4, (2, 1, 20), (1, 1, 18), groups=2)

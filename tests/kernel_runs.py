@@ -186,13 +186,17 @@ def problems(draw: Any, activations: bool = False) -> Problem:
     inner, outer = (1, draw(st.integers(1, 3))) if depthwise else (draw(st.integers(1, 18)), draw(st.integers(1, 21)))
     tiled = draw(st.integers(0, 5)) == 0  # kernel = stride, with channels that can be halved and quartered
     inner, outer = (4 * draw(st.integers(1, 5)), 4 * draw(st.integers(1, 5))) if tiled and not depthwise else (inner, outer)
+    windowed = not depthwise and not tiled and rank > 1 and draw(st.integers(0, 2)) == 0  # whole taps, few tiles: a window each
+    inner, outer = (draw(st.integers(8, 40)), draw(st.integers(2, 21))) if windowed else (inner, outer)
     groups = draw(st.sampled_from((1, 5, 8))) if depthwise else groups
     stride = _per_dimension(draw, rank, st.sampled_from((1, 2, 2, 3, 4, 5)))
     if rank == 1 and draw(st.integers(0, 4)) == 0:
         stride = (draw(st.integers(6, 40)),)
-    dilation = (1,) * rank if tiled else _per_dimension(draw, rank, st.sampled_from((1, 1, 2, 3)))
+    dilation = (1,) * rank if tiled or windowed else _per_dimension(draw, rank, st.sampled_from((1, 1, 2, 3)))
     extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
-    longest = (70, 14, 6)[rank - 1]
+    longest = 7 if windowed else (70, 14, 6)[rank - 1]
+    kernel = stride if tiled else _per_dimension(draw, rank, st.integers(1, 5))
+    kernel = tuple(s * draw(st.integers(2, 3)) for s in stride) if windowed else kernel
     try:
         return make(
             transposed=transposed,
@@ -201,7 +205,7 @@ def problems(draw: Any, activations: bool = False) -> Problem:
             dtype=draw(st.sampled_from(("float32", "float32", "float64"))),
             in_channels=groups * inner,
             out_channels=groups * outer,
-            kernel_size=stride if tiled else _per_dimension(draw, rank, st.integers(1, 5)),
+            kernel_size=kernel,
             stride=stride,
             padding=tuple((draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(rank)),
             output_padding=extra if transposed else 0,

@@ -10,7 +10,16 @@ import pytest
 import upconv
 from upconv import execute
 from upconv.codegen import target as targets
-from upconv.kernels import direct, strassen, strassen_twice, winograd, winograd_last, winograd_middle, winograd_wide
+from upconv.kernels import (
+    direct,
+    strassen,
+    strassen_twice,
+    winograd,
+    winograd_last,
+    winograd_middle,
+    winograd_streamed,
+    winograd_wide,
+)
 from upconv.planner import Plan
 from upconv.spec import Problem
 
@@ -41,6 +50,19 @@ LAYERS = {
     "k2s2, 2-D, deep": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (16, 16), 1024),
     "k16s8, 1-D, deep": (dict(transposed=True, kernel_size=16, stride=8, padding=4, rank=1), (96,), 1024),
     "k1 convolution, deep": (dict(transposed=False, kernel_size=1, rank=2), (24, 24), 1024),
+}
+LAYERS |= {  # of few tiles
+    "k4s2, 2-D, 8 x 8": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=2), (8, 8), 128),
+    "k4s2, 2-D, 4 x 4": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=2), (4, 4), 1024),
+    "k4s2, 2-D, 8 x 8, uncropped": (dict(transposed=True, kernel_size=4, stride=2, rank=2), (8, 8), 256),
+    "k3s2, 2-D, 8 x 8": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=2), (8, 8), 128),
+    "k3s2, 2-D, 4 x 4, deep": (dict(transposed=True, kernel_size=3, stride=2, padding=1, rank=2), (4, 4), 1024),
+    "k5s2, 2-D, 6 x 6": (dict(transposed=True, kernel_size=5, stride=2, padding=2, rank=2), (6, 6), 256),
+    "k6s2, 2-D, 6 x 6": (dict(transposed=True, kernel_size=6, stride=2, padding=2, rank=2), (6, 6), 256),
+    "k8s4, 2-D, 7 x 7": (dict(transposed=True, kernel_size=8, stride=4, padding=2, rank=2), (7, 7), 64),
+    "k3 stride 1, 2-D, 7 x 7": (dict(transposed=False, kernel_size=3, padding=1, rank=2), (7, 7), 512),
+    "k4s2 convolution, 2-D, 16 x 16": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (16, 16), 256),
+    "k4s2, 3-D, 4 x 4": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=3), (4, 4, 4), 128),
 }
 
 
@@ -89,10 +111,11 @@ def test_windows_of_five_leave_out_volumes_whose_direct_sum_is_too_short_and_sig
             assert winograd_middle.rejects(problem, targets.host()) == reason
 
 
+KERNELS = [winograd, winograd_middle, winograd_wide, winograd_streamed, winograd_last, strassen, strassen_twice]
+
+
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize(
-    "kernel", [winograd, winograd_middle, winograd_wide, winograd_last, strassen, strassen_twice], ids=lambda module: module.NAME
-)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda module: module.NAME)
 def test_no_kernel_errs_more_than_four_times_as_much_as_the_direct_sum(kernel: Any, name: str) -> None:
     arguments, size, channels = LAYERS[name]
     spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)

@@ -25,12 +25,14 @@ from upconv.kernels import (
     winograd,
     winograd_last,
     winograd_middle,
+    winograd_streamed,
     winograd_wide,
 )
 from upconv.spec import Problem
 
 CANDIDATES: tuple[Any, ...] = (
-    direct, winograd, winograd_middle, winograd_wide, strassen, strassen_twice, overlap_add, overlap_add_rows, depthwise,
+    direct, winograd, winograd_middle, winograd_wide, winograd_streamed, strassen, strassen_twice, overlap_add, overlap_add_rows,
+    depthwise,
 )  # fmt: skip
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, depthwise_last)

@@ -120,12 +120,12 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bo
             with f.loop(0, channels, tap_count, name="part") as at:
                 some = f.minimum(channels - at, tap_count)
                 sums = _sums(f, tile, a[at * tile.rows], b[at * pitch], taps, f.value(1), some, pitch)
-                leave(f, tile, (more + at).equals(0), sums, _places(tile, out, out_pitch, jr, ir))
+                leave(f, tile.type, (more + at).equals(0), sums, _places(tile, out, out_pitch, jr, ir))
         else:
             sums = _sums(f, tile, a, b, taps, tap_count, channels, pitch, scattered)
             places, fresh = _places(tile, out, out_pitch, jr, ir), more.equals(0)
             if finish is None or finish.emit is None:
-                leave(f, tile, fresh, sums, places)
+                leave(f, tile.type, fresh, sums, places)
             else:
                 finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), here)
     return f
@@ -194,14 +194,14 @@ def _over_places(f: Function, tile: Tile, sums: list[Value], left: Value, right:
     return rest.results[:-2]
 
 
-def leave(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> None:
+def leave(f: Function, type_: str, fresh: Value, sums: list[Value], places: list[Value]) -> None:
     """Stores the sums, or adds them to what is there."""
     with f.when(fresh, name="fresh"):
         for value, place in zip(sums, places, strict=True):
             f.store(value, place)
     with f.otherwise(fresh, name="more"):
         for value, place in zip(sums, places, strict=True):
-            f.store(f.fadd(value, f.load(tile.type, place)), place)
+            f.store(f.fadd(value, f.load(type_, place)), place)
 
 
 def _with_more(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> list[Value]:

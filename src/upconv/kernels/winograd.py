@@ -31,7 +31,7 @@ from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_cuts import ALONE, positions
 from upconv.kernels.winograd_depth import class_taps, classes, depth_of, depth_taps, depths, live, phases_of, weight_places
-from upconv.kernels.winograd_tiles import NARROW, Tiling, lines, steps, tiling_of, ways_of, windows
+from upconv.kernels.winograd_tiles import NARROW, Tiling, Way, lines, steps, tiling_of, ways_of, windows
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
 from upconv.kernels.winograd_work import back_cycles, transform_cycles
 from upconv.spec import Problem
@@ -96,11 +96,18 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     slices = [i * m * step + j * c * channel_step for i, j in product(range(how.slices), repeat=2)]
     where = np.concatenate([np.where(where < 0, -1, where + slice_) for slice_ in slices], axis=-2)
     where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, slice and window, row
-    first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
+    first, second = (_transform(way, how) for way in tiling.ways[1:])
     sliced = first if how.slices == 1 else np.kron(left(how.slices), np.eye(1) if first is None else first)
     matrices = weights.rows_of(sliced), weights.rows_of(second)
     transform = weights.Transform(how.tile.element, rows, False, *matrices)  # windows fill lines
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
+
+
+def _transform(way: Way, how: Blocking) -> NDArray[np.float64] | None:
+    """What is done to a dimension's taps as they are packed: nothing where they are transformed as they are read."""
+    if way.points is None:
+        return None
+    return np.eye(way.taps) if how.streamed else way.points.weight(way.taps)
 
 
 def _slice(problem: Problem, how: Blocking) -> tuple[int, int]:
@@ -136,7 +143,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "x_slice": c * image_in, "x_end": ((problem.batch - 1) * spec.in_channels + 1) * image_in,
         "group_out": spec.out_channels // spec.groups,
         "phases_h": ph, "phases_w": pw, "weight_point": how.chunks * chunk_size,
-        "weight_group": how.points * PRODUCTS[how.slices] * how.chunks * chunk_size,
+        "weight_group": _packed_points(how) * how.chunks * chunk_size,
         "x_group": spec.in_channels // spec.groups * image_in,
         "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
         "table_bytes": how.table_bytes, "found_bytes": how.found_bytes, "line_bytes": how.line_bytes,
@@ -146,10 +153,16 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
     }  # fmt: skip
     tables = {
-        "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads, "points": _point_table(problem, how),
+        "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads,
+        "points": _class_table(how) if how.streamed else _point_table(problem, how),
         "phase_rows": _phase_rows(problem, how), "plane_rows": _plane_rows(how.tiling),
     }  # fmt: skip
     return jobs.Bound(slots, tables, tasks(problem, how))
+
+
+def _packed_points(how: Blocking) -> int:
+    """Of the packed weights, products and all; of weights that are transformed as they are read, taps of a window."""
+    return prod(way.taps for way in how.ways[1:]) if how.streamed else how.points * PRODUCTS[how.slices]
 
 
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
@@ -167,6 +180,16 @@ def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
         numbers = (*part, first, rows) if spec.transposed else (0, sum(how.tile_blocks), *part)
         found.append((*numbers, numbers[2] % how.sum_depth, *ends))
     return np.array(found * PRODUCTS[how.slices], np.int64)
+
+
+def _class_table(how: Blocking) -> NDArray[np.int64]:
+    """The same for each class of phases, where all points of a strip are done at once."""
+    found, first = [], 0
+    for c, blocks in zip(classes(how.tiling), how.tile_blocks, strict=False):  # a convolution's are of planes: it has one
+        row, rows = depth_of(how.tiling, c.part)
+        found.append((first, blocks, row, rows, row % how.sum_depth, 0, 0))
+        first += blocks
+    return np.array(found, np.int64)
 
 
 def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
@@ -216,18 +239,19 @@ _NAMES = {1: NAME, 2: "strassen", 4: "strassen_twice"}
 def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     """The kernel's symbol, which decodes itself."""
     kind = "convt" if problem.spec.transposed else "conv"
-    names = [_NAMES[how.slices], *(f"f{way.outputs}x{way.taps}" for way in how.ways if way.transformed)]
+    algorithm = "winograd_streamed" if how.streamed else _NAMES[how.slices]
+    names = [algorithm, *(f"f{way.outputs}x{way.taps}" for way in how.ways if way.transformed)]
     return f"{kind}_f{problem.itemsize * 8}_{'_'.join(names)}_{how.tile}_{target.name}"
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
     """Everything that the emitted code depends on."""
-    return repr(code_of(problem, how.ways, how.tile, how.slices))
+    return repr(code_of(problem, how.ways, how.tile, how.slices, how.streamed))
 
 
 def emit(problem: Problem, how: Blocking) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    return winograd_code.emit(code_of(problem, how.ways, how.tile, how.slices))
+    return winograd_code.emit(code_of(problem, how.ways, how.tile, how.slices, how.streamed))
 
 
 # -- what a plan says ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_cuts import useless
-from upconv.kernels.winograd_depth import classes
+from upconv.kernels.winograd_depth import classes, lacking
 from upconv.kernels.winograd_tiles import NARROW, Points, Tiling, Way, lines, steps, tiling_of
 from upconv.kernels.winograd_way import Code
 from upconv.kernels.winograd_work import column_bytes, part_of, rows_done, tile_blocks_of
@@ -76,6 +76,8 @@ class Blocking:
     """The same for what the thread's next block will read."""
     useless: tuple[bool, bool]
     """Whether the last tiles of the two inner dimensions leave out the last point of their windows."""
+    streamed: int = 0
+    """Where weights are transformed as they are read: for how many tiles at a time, where there are several."""
 
     @property
     def ways(self) -> tuple[Way, Way, Way]:
@@ -213,8 +215,9 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, slices: int, alike: int) 
 
 
 def sized(
-    problem: Problem, tiling: Tiling, tile: Tile, slices: int, chunk: int, cut: columns.Cut, splits: int, target: Target
-) -> Blocking:
+    problem: Problem, tiling: Tiling, tile: Tile, slices: int, chunk: int, cut: columns.Cut, splits: int, target: Target,
+    streamed: int = 0,
+) -> Blocking:  # fmt: skip
     """The blocking of a chosen tile, output channels a chunk, blocks of tiles and shares of a block's chunks."""
     spec, item, ways = problem.spec, problem.itemsize, tiling.ways
     c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
@@ -227,24 +230,26 @@ def sized(
     tile = register_tile.reading(tile, products * chunks * rows * sum_depth * item, target)
     panels = ceil(wide / tile.width)
     v_point = panels * depth * tile.width + 16
-    m_pitch = round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
+    m_pitch = tile.width if streamed else round_up(wide, 16) + 16 * (round_up(wide, 16) // 16 % 2 == 0)
     m_point = rows * m_pitch + (16 if rows * m_pitch % 32 == 0 else 0)
-    code = code_of(problem, ways, tile, slices)
+    code = code_of(problem, ways, tile, slices, streamed)
     out_step = lines(problem, ways)[2].out_step
     v_bytes = round_up(products * v_point * item, 64)
-    near = v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH
+    near = v_bytes <= ASKED_V * target.l2 and depth < ASKED_DEPTH and not streamed
+    sums = (slices**2 * prod(in_steps[1:]) if slices > 1 else tile.rows if streamed else 0) * points * tile.lanes
     written, read = _asked(problem, tiling, code, cut, room, splits, target) if near else (0, 0)
     return Blocking(
         tile=tile, slices=slices, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, sum_depth=sum_depth, depth_part=part_of(tiling, slices),
+        splits=splits, depth=depth, sum_depth=sum_depth, depth_part=part_of(tiling, slices, streamed > 0),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(room, tile.lanes),
         found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]) // code.side_by_side, room), 64),
         line_bytes=round_up(max(out_step, prod(code.reach)) * tile.lanes * item, 64),
         lines_bytes=round_up(code.together * ways[1].outputs * out_step * tile.lanes * item, 64),
-        slices_bytes=round_up(slices**2 * prod(in_steps[1:]) * points * tile.lanes * item, 64) if slices > 1 else 0,
+        slices_bytes=round_up(sums * item, 64),
         m_bytes=round_up(products * m_point * item, 64), v_bytes=v_bytes,
         written=written, read=read, useless=useless(problem, ways, slices == 1 and cut.parts > 1),
+        streamed=streamed,
     )  # fmt: skip
 
 
@@ -278,11 +283,12 @@ def _choose_chunk(tiling: Tiling, tile: Tile, slices: int, most: int) -> int:
     return min(range(max(1, most // 2), most + 1), key=lambda chunk: (cost(chunk), -chunk))
 
 
-def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, slices: int) -> Code:
+def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, slices: int, streamed: int = 0) -> Code:
     """What of a problem changes the code."""
     d, h, w = (replace(way, groups=1, apart=way.apart and i == 2) for i, way in enumerate(ways))  # others are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem, ways)[2].out_step
     uneven = problem.spec.transposed and any(any(c.short) or c.part[0] for c in classes(Tiling(problem.spec, ways)))
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
-    return Code(tile, slices, (d, h, w), (ph, pw), uneven, finish)
+    short = tuple(lacking(Tiling(problem.spec, ways), c) for c in classes(Tiling(problem.spec, ways))) if streamed else ()
+    return Code(tile, slices, (d, h, w), (ph, pw), uneven, finish, streamed, short if problem.spec.transposed else short[:1])

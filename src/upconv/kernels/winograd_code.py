@@ -5,10 +5,10 @@ In slices (Strassen), each point takes a GEMM for each of the products, of outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
-from upconv.kernels import ahead, columns, microkernel, panel, store
+from upconv.kernels import ahead, columns, microkernel, panel, store, winograd_streamed_code
 from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, places, row_and_column
 from upconv.kernels.strassen_sums import Place, Sums
@@ -110,7 +110,8 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
-    do_tiles = microkernel.emit_both(tile, ahead.asking(tile.element), parts=True)
+    streamed = {short: winograd_streamed_code.emit(code, short) for short in code.short}
+    do_tiles = () if streamed else microkernel.emit_both(tile, ahead.asking(tile.element), parts=True)
     do_place, writer = [columns.emit_place(tile.lanes, SLOTS, together=code.slices)], store.writer(code.store, SLOTS)
     if code.slices == 1:
         do_place.append(columns.emit_place_images(tile.lanes, SLOTS))
@@ -157,7 +158,7 @@ def emit(code: Code) -> str:
             ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.slices, every)
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
         strip = s["sum_depth"] * tile.rows
-        with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven else 0, tile.lanes, name="zero") as i:
+        with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven and not streamed else 0, tile.lanes, name="zero") as i:
             f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
         with f.loop(first, last_chunk, name="ic") as ic:
             channel = ic * s["chunk"]
@@ -165,24 +166,48 @@ def emit(code: Code) -> str:
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
             with f.when(s["asks_written"] > 0, name="begin"):
                 ahead.emit_begin(f, to_write, y, number_out * s["y_channel"], s["y_channel"], several, register_tiles)
-            every_point = len(code.points) * PRODUCTS[code.slices]
-            with f.loop(0, every_point, name="point") as point, f.loop(0, s["depths"], name="depth") as depth:
-                entry = points[(point * s["depths"] + depth) * POINT]
-                first_strip, strips, first_row, rows, first_weight, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
-                for here, only in zip(last, only_last, strict=True):
-                    rows = f.select(here & only.equals(1), 0, rows)
-                left = weight[point * s["weight_point"] + (ic * s["tile_blocks"] + first_strip) * strip]
-                right = v[point * s["v_point"]]
-                sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
-                sizes: list[Int] = [taps, s["depth_part"], rows, tile.width]
-                a, b = left[first_weight * tile.rows], right[first_row * tile.width]
-                block = (a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide)
-                microkernel.emit_block(f, tile, do_tiles, *block, finishing=lambda jr: [to_write, to_read])
+
+            def left_of(first_strip: Value, ic: Value = ic) -> Value:
+                return weight[(ic * s["tile_blocks"] + first_strip) * strip]
+
+            if streamed:
+                for number_of_class, short in enumerate(code.short):
+                    entry = points[number_of_class * POINT]
+                    first_strip, strips, first_row, rows, *_ = (f.load("i64", entry[i]) for i in range(POINT))
+                    sums, numbers = m[first_strip * tile.rows * s["m_pitch"]], [width, rows, s["depth_part"], s["weight_point"]]
+                    operands = [left_of(first_strip), strips, v[first_row * tile.width], *numbers, s["v_point"]]
+                    f.call(streamed[short], [*operands, sums, s["m_point"], sliced])
+            else:
+                _emit_points(f, code, s, do_tiles, left_of, v, m, wide, (points, taps), last, [to_write, to_read])
             plane = y[number_out * s["y_channel"]]
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
-    return module([*do_tiles, *do_place, do_find, do_input, do_written, do_read, *writer.functions, do_output, entry])
+    return module(
+        [*streamed.values(), *do_tiles, *do_place, do_find, do_input, do_written, do_read, *writer.functions, do_output, entry]
+    )
+
+
+def _emit_points(
+    f: Function, code: Code, s: dict[str, Value], do_tiles: tuple[Function, ...], left_of: Callable[[Value], Value], v: Value,
+    m: Value, wide: Value, tables: tuple[Value, Value], last: tuple[Value, Value], lists: list[Int],
+) -> None:  # fmt: skip
+    """A GEMM a product, point and part of the depth, of a chunk's rows and a block's tiles: M from V and transformed weights."""
+    tile, (points, taps) = code.tile, tables
+    strip = s["sum_depth"] * tile.rows
+    every_point = len(code.points) * PRODUCTS[code.slices]
+    with f.loop(0, every_point, name="point") as point, f.loop(0, s["depths"], name="depth") as depth:
+        entry = points[(point * s["depths"] + depth) * POINT]
+        first_strip, strips, first_row, rows, first_weight, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
+        for here, only in zip(last, only_last, strict=True):
+            rows = f.select(here & only.equals(1), 0, rows)
+        a = left_of(first_strip)[point * s["weight_point"] + first_weight * tile.rows]
+        b = v[point * s["v_point"] + first_row * tile.width]
+        sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
+        sizes: list[Int] = [taps, s["depth_part"], rows, tile.width]
+        both = do_tiles[0], do_tiles[1]
+        block = (a, strips, strip, b, s["depth"], sizes, sums, s["m_pitch"], wide)
+        microkernel.emit_block(f, tile, both, *block, finishing=lambda jr: lists)
 
 
 _TASK_SLOTS = (

@@ -144,6 +144,13 @@ def live(tiling: Tiling, point: tuple[int, int], part: Part = (False, 0, 0)) -> 
     return range(kept[0], kept[-1] + 1) if kept else range(0)
 
 
+def lacking(tiling: Tiling, c: Class) -> tuple[int | None, int | None]:
+    """The tap that phases of a class lack in each of the two inner dimensions, in the order of transforms, or None."""
+    ends = zip(c.short, tiling.ways[1:], fronts(tiling.spec)[1:], strict=True)
+    h, w = ((way.taps - 1 if front else 0) if short else None for short, way, front in ends)
+    return h, w
+
+
 def depths(tiling: Tiling) -> tuple[Part, ...]:
     """The parts of the depth that classes have."""
     return tuple(sorted({c.part for c in classes(tiling)}))

@@ -275,8 +275,8 @@ def _emit_points(
     Rows are combined as they are read, point by point of h, before they are turned: each point takes few of them, so that they
     are read again rather than kept in registers that there are not.
     """
-    (ph, pw), (_, way_h, way_w), two = code.planes, code.ways, code.side_by_side
-    first, second = (way.points.input if way.points else np.eye(1) for way in (way_h, way_w))
+    (ph, pw), way_w, two = code.planes, code.ways[2], code.side_by_side
+    first, second = code.inputs
     for bh, (i, row) in product(range(ph), enumerate(first)):
         used = np.flatnonzero(row).tolist()
         elements = zip(*(read(ph * u + bh) for u in used), strict=True)

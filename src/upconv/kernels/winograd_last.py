@@ -53,7 +53,7 @@ class Blocking:
 
     @property
     def depth_part(self) -> int:
-        return part_of(self.tiling, 1)
+        return part_of(self.tiling, 1, False)
 
     @property
     def points(self) -> int:

@@ -45,9 +45,17 @@ class Points:
 
     def weight(self, taps: int) -> Matrix:
         """(point, tap): the taps as a polynomial, over the denominators but for their odd factors."""
-        scale = [prod(self.odd) / prod(p - q for q in self.finite if q != p) for p in self.finite]
-        rows = [[s * p**t for t in range(taps)] for p, s in zip(self.finite, scale, strict=True)]
-        return np.array([*rows, [0.0] * (taps - 1) + [float(prod(self.odd))]])
+        return self.plain_weight(taps) * self.scale[:, None]
+
+    def plain_weight(self, taps: int) -> Matrix:
+        """The same but for the `scale` of each point."""
+        return np.array([*([p**t for t in range(taps)] for p in self.finite), [0.0] * (taps - 1) + [1.0]])
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """What the transformed weights of each point are multiplied by."""
+        finite = [prod(self.odd) / prod(p - q for q in self.finite if q != p) for p in self.finite]
+        return np.array([*finite, float(prod(self.odd))])
 
     def output(self, taps: int) -> Matrix:
         """(output, point): powers of the points; the last belongs to the last output alone."""

@@ -34,6 +34,9 @@ SLOTS = jobs.Slots(
 )  # fmt: skip
 
 
+Short = tuple[int | None, int | None]
+"""The tap that phases lack in each of the two inner dimensions, in the order of transforms."""
+
 POINT = 7
 """Numbers a point and part of the depth: first strip of rows, strips, first row of the depth, rows, first row of the weights;
 whether it serves a tile's last output alone, in each of the two inner dimensions."""
@@ -44,7 +47,8 @@ class Code:
     """Everything that the emitted code depends on; `planes` are the strides of x in the two inner dimensions.
 
     Windows that are an element apart in w are read at once, as planes of x are. `uneven` layers have rows that are dead at some
-    points.
+    points. Where weights are `streamed`, transformed as they are read, that is for how many tiles at a time, of several,
+    and `short` is which taps the classes of phases lack.
     """
 
     tile: Tile
@@ -53,6 +57,8 @@ class Code:
     planes: tuple[int, int]
     uneven: bool
     store: Store
+    streamed: int = 0
+    short: tuple[Short, ...] = ()
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -74,6 +80,20 @@ class Code:
     @property
     def points(self) -> list[tuple[int, int]]:
         return list(product(range(self.ways[1].window), range(self.ways[2].window)))
+
+    @property
+    def tiles_a_pass(self) -> int:
+        """Tiles that meet streamed weights together."""
+        return 1 if self.tile.turned == 1 else self.streamed
+
+    @property
+    def inputs(self) -> list[NDArray[np.float64]]:
+        """The transforms of x along the two inner dimensions; where weights are streamed, with the scale that these are without."""
+        found = []
+        for points in (way.points for way in self.ways[1:]):
+            scale = points.scale[:, None] if points and self.streamed else 1.0
+            found.append(points.input * scale if points else np.eye(1))
+        return found
 
     @property
     def together(self) -> int:

@@ -11,10 +11,12 @@ from upconv.kernels.winograd_depth import classes, depth_of, live, phases_of
 from upconv.kernels.winograd_tiles import Tiling
 
 NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT, SLICED_PART = 256, 128, 96, 64, {2: 256, 4: 80}
+STREAMED_PART = 64
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
 windows (in one of two transformed dimensions: OF_TWO; in both, or where phases lack taps, so that the direct sum is shorter: SHORT)
 and for products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per
-cent, of 96 two and of 64 three. Measured."""
+cent, of 96 two and of 64 three. Measured. Weights that are transformed as they are read (STREAMED) are read once a point of h, as
+many at a time as the near caches hold."""
 
 
 TRANSFORM, MIDDLE_TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), 16.0, (3.5, 9.0), {2: 20.0, 4: 160.0}
@@ -55,10 +57,10 @@ def back_cycles(tiling: Tiling, slices: int) -> float:
     return WIDE_BACK if tiling.wide else BACK
 
 
-def part_of(tiling: Tiling, slices: int) -> int:
+def part_of(tiling: Tiling, slices: int, streamed: bool) -> int:
     """Products that are added up at a time: the depth in equal parts."""
     depth = tiling.sum_depth // slices
-    return ceil(depth / ceil(depth / _most_of(tiling, slices)))
+    return ceil(depth / ceil(depth / (STREAMED_PART if streamed else _most_of(tiling, slices))))
 
 
 def _most_of(tiling: Tiling, slices: int) -> int:
