@@ -208,9 +208,9 @@ def _plane_rows(tiling: Tiling) -> NDArray[np.int64]:
     _, (pd, ph, pw) = steps(tiling.spec)
     number = {tap: i for i, tap in enumerate(depth_taps(tiling))}
     _, gh, gw = (range(way.groups) for way in tiling.ways)
-    apart, side_by_side = (range(1), gw) if tiling.ways[2].apart else (gw, range(1))
-    outer = product(range(tiling.planes), gh, apart, range(ph), range(pw), side_by_side)
-    return np.array([number[(d // pd, th, tw + beside), (d % pd, h, w)] for d, th, tw, h, w, beside in outer], np.int64)
+    beside = tiling.ways[2].beside
+    outer = product(range(tiling.planes), gh, range(len(gw) // beside), range(ph), range(pw), range(beside))
+    return np.array([number[(d // pd, th, beside * tw + i), (d % pd, h, w)] for d, th, tw, h, w, i in outer], np.int64)
 
 
 def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -223,7 +223,7 @@ def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[
 
     outer_h, outer_w = (
         range(window.origin, window.origin + window.step * groups, window.step)
-        for window, groups in ((h, ways[1].groups), (w, 1 if ways[2].apart else ways[2].groups))
+        for window, groups in ((h, ways[1].groups), (w, ways[2].groups // ways[2].beside))
     )
     outer = list(product(range(d.origin, d.origin + how.tiling.planes), outer_h, outer_w))
     every = [at(e, eh + i, ew + j) for e, eh, ew in outer for i, j in product(range(h.reach), range(w.reach))]

@@ -5,7 +5,7 @@ In slices (Strassen), each point takes a GEMM for each of the products, of outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.kernels import ahead, columns, microkernel, panel, store, winograd_streamed_code
@@ -13,7 +13,7 @@ from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, places, row_and_column
 from upconv.kernels.strassen_sums import Place, Sums
 from upconv.kernels.winograd_input import emit_input, emit_windows
-from upconv.kernels.winograd_way import POINT, SLOTS, Code, divisors, transform
+from upconv.kernels.winograd_way import POINT, SLOTS, Code, Short, divisors, transform
 
 
 def _emit_output(code: Code, writer: store.Writer) -> Function:
@@ -157,7 +157,6 @@ def emit(code: Code) -> str:
             every = register_tiles * (last_chunk - first)
             ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.slices, every)
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
-        strip = s["sum_depth"] * tile.rows
         with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven and not streamed else 0, tile.lanes, name="zero") as i:
             f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
         with f.loop(first, last_chunk, name="ic") as ic:
@@ -167,18 +166,11 @@ def emit(code: Code) -> str:
             with f.when(s["asks_written"] > 0, name="begin"):
                 ahead.emit_begin(f, to_write, y, number_out * s["y_channel"], s["y_channel"], several, register_tiles)
 
-            def left_of(first_strip: Value, ic: Value = ic) -> Value:
-                return weight[(ic * s["tile_blocks"] + first_strip) * strip]
-
+            left = weight[ic * s["tile_blocks"] * (s["sum_depth"] * tile.rows)]
             if streamed:
-                for number_of_class, short in enumerate(code.short):
-                    entry = points[number_of_class * POINT]
-                    first_strip, strips, first_row, rows, *_ = (f.load("i64", entry[i]) for i in range(POINT))
-                    sums, numbers = m[first_strip * tile.rows * s["m_pitch"]], [width, rows, s["depth_part"], s["weight_point"]]
-                    operands = [left_of(first_strip), strips, v[first_row * tile.width], *numbers, s["v_point"]]
-                    f.call(streamed[short], [*operands, sums, s["m_point"], sliced])
+                _emit_streamed(f, code, s, streamed, left, v, m, width, points, sliced)
             else:
-                _emit_points(f, code, s, do_tiles, left_of, v, m, wide, (points, taps), last, [to_write, to_read])
+                _emit_points(f, code, s, do_tiles, left, v, m, wide, (points, taps), last, [to_write, to_read])
             plane = y[number_out * s["y_channel"]]
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
 
@@ -188,9 +180,23 @@ def emit(code: Code) -> str:
     )
 
 
+def _emit_streamed(
+    f: Function, code: Code, s: dict[str, Value], streamed: dict[Short, Function], left: Value, v: Value, m: Value, tiles: Value,
+    points: Value, sums: Value,
+) -> None:  # fmt: skip
+    """All points of a chunk's rows and a block's tiles, class by class of phases: M from V and the weights as they are."""
+    tile = code.tile
+    for number, short in enumerate(code.short):
+        entry = points[number * POINT]
+        first_strip, strips, first_row, rows, *_ = (f.load("i64", entry[i]) for i in range(POINT))
+        operands = [left[first_strip * (s["sum_depth"] * tile.rows)], strips, v[first_row * tile.width], tiles, rows]
+        target = m[first_strip * tile.rows * s["m_pitch"]]
+        f.call(streamed[short], [*operands, s["depth_part"], s["weight_point"], s["v_point"], target, s["m_point"], sums])
+
+
 def _emit_points(
-    f: Function, code: Code, s: dict[str, Value], do_tiles: tuple[Function, ...], left_of: Callable[[Value], Value], v: Value,
-    m: Value, wide: Value, tables: tuple[Value, Value], last: tuple[Value, Value], lists: list[Int],
+    f: Function, code: Code, s: dict[str, Value], do_tiles: tuple[Function, ...], left: Value, v: Value, m: Value, wide: Value,
+    tables: tuple[Value, Value], last: tuple[Value, Value], lists: list[Int],
 ) -> None:  # fmt: skip
     """A GEMM a product, point and part of the depth, of a chunk's rows and a block's tiles: M from V and transformed weights."""
     tile, (points, taps) = code.tile, tables
@@ -201,7 +207,7 @@ def _emit_points(
         first_strip, strips, first_row, rows, first_weight, *only_last = (f.load("i64", entry[i]) for i in range(POINT))
         for here, only in zip(last, only_last, strict=True):
             rows = f.select(here & only.equals(1), 0, rows)
-        a = left_of(first_strip)[point * s["weight_point"] + first_weight * tile.rows]
+        a = left[point * s["weight_point"] + first_strip * strip + first_weight * tile.rows]
         b = v[point * s["v_point"] + first_row * tile.width]
         sums = m[point * s["m_point"] + first_strip * tile.rows * s["m_pitch"]]
         sizes: list[Int] = [taps, s["depth_part"], rows, tile.width]

@@ -7,6 +7,7 @@ Passes and points of h read the same part of the channels from the near caches, 
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ def emit(code: Code, short: Short) -> Function:
     first, second = (_points(way, lacks) for way, lacks in zip(code.ways[1:], short, strict=True))
     (h, w), window_w = (way.taps for way in code.ways[1:]), code.ways[2].window
     numbers = [[a * window_w + b for b, _ in second] for a, _ in first]
+    read = [i * w + j for i, j in product(range(h), range(w)) if i != short[0] and j != short[1]]
     for n in set(range(len(code.points))) - {n for row in numbers for n in row}:
         with f.loop(0, _size(code), tile.rows, name="zero") as place:
             f.store(Value(f, "zeroinitializer", _rows(code)), sums[n * _size(code)][place])
@@ -62,7 +64,7 @@ def emit(code: Code, short: Short) -> Function:
         with f.loop(0, rows, part, name="part") as at, f.loop(0, tiles, each, name="pass") as column:
             some, points, taps = f.minimum(rows - at, part), right[at * tile.width + column], [t[at * tile.rows] for t in strip_of]
             for i, ((_, along), of_row) in enumerate(zip(first, numbers, strict=True)):
-                later = [tap[part * (AHEAD * tile.rows)] for tap in taps[i :: len(first)]]
+                later = [taps[n][part * (AHEAD * tile.rows)] for n in read[i :: len(first)]]
                 rows_of_w = [row for _, row in second]
                 found = _emit_row(f, code, taps, later, along, rows_of_w, [points[v_point * n] for n in of_row], some, each)
                 places = [sums[n * _size(code)][(column + t) * tile.rows] for n in of_row for t in range(each)]

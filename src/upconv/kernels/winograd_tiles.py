@@ -117,6 +117,11 @@ class Way:
         """Taps a phase, those included that fill up the last group."""
         return self.taps if self.apart else self.taps * self.groups
 
+    @property
+    def beside(self) -> int:
+        """Windows that are read at once, an element apart, where this is the innermost dimension."""
+        return 2 if self.apart else 1
+
 
 PLAIN = Way(1, 1)
 

@@ -75,7 +75,7 @@ class Code:
     @property
     def side_by_side(self) -> int:
         """Windows in w, an element apart, that are read together: those of phases that stand apart there."""
-        return 2 if self.ways[2].apart else 1
+        return self.ways[2].beside
 
     @property
     def points(self) -> list[tuple[int, int]]:
