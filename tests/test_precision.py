@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 
 import upconv
-from upconv import execute
+from upconv import execute, planner
 from upconv.codegen import target as targets
-from upconv.kernels import (
-    direct,
-    strassen,
-    strassen_twice,
-    winograd,
-    winograd_last,
-    winograd_middle,
-    winograd_streamed,
-    winograd_wide,
-)
+from upconv.kernels import direct, winograd, winograd_last, winograd_middle, winograd_wide
 from upconv.planner import Plan
 from upconv.spec import Problem
 
@@ -50,8 +41,7 @@ LAYERS = {
     "k2s2, 2-D, deep": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (16, 16), 1024),
     "k16s8, 1-D, deep": (dict(transposed=True, kernel_size=16, stride=8, padding=4, rank=1), (96,), 1024),
     "k1 convolution, deep": (dict(transposed=False, kernel_size=1, rank=2), (24, 24), 1024),
-}
-LAYERS |= {  # of few tiles
+    # of few tiles
     "k4s2, 2-D, 8 x 8": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=2), (8, 8), 128),
     "k4s2, 2-D, 4 x 4": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=2), (4, 4), 1024),
     "k4s2, 2-D, 8 x 8, uncropped": (dict(transposed=True, kernel_size=4, stride=2, rank=2), (8, 8), 256),
@@ -111,7 +101,7 @@ def test_windows_of_five_leave_out_volumes_whose_direct_sum_is_too_short_and_sig
             assert winograd_middle.rejects(problem, targets.host()) == reason
 
 
-KERNELS = [winograd, winograd_middle, winograd_wide, winograd_streamed, winograd_last, strassen, strassen_twice]
+KERNELS = [kernel for kernel in (*planner.CANDIDATES, *planner.LAST) if not kernel.EXACT]
 
 
 @pytest.mark.parametrize("name", LAYERS)

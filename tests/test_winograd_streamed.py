@@ -110,10 +110,8 @@ def test_a_plan_says_what_is_done_and_how_many_products_are_left() -> None:
     how = winograd_streamed.blocking(problem, AVX512, 2)
     assert winograd_streamed.macs(problem, how) * 2 / problem.flops == 100 / 256
     lacking = layer((8, 8), kernel_size=3, output_padding=1, in_channels=512, out_channels=256)
-    left = winograd_streamed.macs(lacking, winograd_streamed.blocking(lacking, AVX512, 2))
-    assert left * 2 / lacking.flops == 4 * (25 + 20 + 20 + 16) / (
-        64 * 9
-    )  # of phases that lack a tap, points that are not all zeros
+    left = 2 * winograd_streamed.macs(lacking, winograd_streamed.blocking(lacking, AVX512, 2))
+    assert left / lacking.flops == 4 * (25 + 20 + 20 + 16) / (64 * 9)  # without the points that are all zeros
     text = "weights transformed as they are read, phases in tiles of their own, 25 points, 4 tiles x 64 channels"
     assert winograd_streamed.describe(problem, how) == text
     assert winograd_streamed.code_name(problem, how, AVX512) == "convt_f32_winograd_streamed_f4x2_f4x2_16x4_avx512"

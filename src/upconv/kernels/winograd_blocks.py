@@ -288,7 +288,8 @@ def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, slices: in
     d, h, w = (replace(way, groups=1, apart=way.apart and i == 2) for i, way in enumerate(ways))  # others are numbers of the job
     _, (_, ph, pw) = steps(problem.spec)
     out_step = lines(problem, ways)[2].out_step
-    uneven = problem.spec.transposed and any(any(c.short) or c.part[0] for c in classes(Tiling(problem.spec, ways)))
+    tiling, transposed = Tiling(problem.spec, ways), problem.spec.transposed
+    uneven = transposed and any(any(c.short) or c.part[0] for c in classes(tiling))
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
-    short = tuple(lacking(Tiling(problem.spec, ways), c) for c in classes(Tiling(problem.spec, ways))) if streamed else ()
-    return Code(tile, slices, (d, h, w), (ph, pw), uneven, finish, streamed, short if problem.spec.transposed else short[:1])
+    short = tuple(lacking(tiling, c) for c in classes(tiling)[: None if transposed else 1]) if streamed else ()
+    return Code(tile, slices, (d, h, w), (ph, pw), uneven, finish, streamed, short)

@@ -133,9 +133,8 @@ def live(tiling: Tiling, point: tuple[int, int], part: Part = (False, 0, 0)) -> 
     One end of the window belongs to one tap alone: to the last, which a transposed layer reads first. So does the other, to the
     first.
     """
-    every, transposed = classes(tiling), tiling.spec.transposed
-    ends = zip(tiling.ways[1:], fronts(tiling.spec)[1:], strict=True)
-    dead = [0 if transposed and not front else way.window - 1 for way, front in ends]
+    every = classes(tiling)
+    dead = [0 if first else way.window - 1 for way, first in zip(tiling.ways[1:], _lack_first(tiling.spec), strict=True)]
     kept = [
         i
         for i, c in enumerate(every)
@@ -144,10 +143,16 @@ def live(tiling: Tiling, point: tuple[int, int], part: Part = (False, 0, 0)) -> 
     return range(kept[0], kept[-1] + 1) if kept else range(0)
 
 
+def _lack_first(spec: ConvSpec) -> tuple[bool, bool]:
+    """Whether what lacks a tap of an inner dimension lacks the first, in the order of transforms; else it is the last."""
+    _, h, w = (spec.transposed and not front for front in fronts(spec))
+    return h, w
+
+
 def lacking(tiling: Tiling, c: Class) -> tuple[int | None, int | None]:
     """The tap that phases of a class lack in each of the two inner dimensions, in the order of transforms, or None."""
-    ends = zip(c.short, tiling.ways[1:], fronts(tiling.spec)[1:], strict=True)
-    h, w = ((way.taps - 1 if front else 0) if short else None for short, way, front in ends)
+    ends = zip(c.short, tiling.ways[1:], _lack_first(tiling.spec), strict=True)
+    h, w = ((0 if first else way.taps - 1) if short else None for short, way, first in ends)
     return h, w
 
 

@@ -93,12 +93,10 @@ def _columns(how: Blocking) -> tuple[int, int]:
 
 def _products(problem: Problem, how: Blocking, target: Target) -> float:
     """Cycles of the products, and of the weights' transforms, of all output channels."""
-    tile, (h, w) = how.tile, how.ways[1:]
-    count, each = _columns(how)
+    (h, w), (_, each) = how.ways[1:], _columns(how)
     combined = (h.window - 2) * (h.taps - 1) * w.taps + h.window * (w.window - 2) * (w.taps - 1)
-    vectors = tile.rows // target.lanes(problem.itemsize)
-    step = count * vectors * tile.cycles * (READ * each + COMBINED * combined / how.points)
-    return how.chunks * rows_done(how.tiling, how.tile_blocks, tile) / tile.rows * how.depth * step * problem.spec.groups
+    multiply_add = how.tile.cycles * (READ + COMBINED * combined / (how.points * each))
+    return macs(problem, how) / target.lanes(problem.itemsize) * multiply_add
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:

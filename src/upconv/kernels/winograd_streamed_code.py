@@ -65,8 +65,8 @@ def emit(code: Code, short: Short) -> Function:
             some, points, taps = f.minimum(rows - at, part), right[at * tile.width + column], [t[at * tile.rows] for t in strip_of]
             for i, ((_, along), of_row) in enumerate(zip(first, numbers, strict=True)):
                 later = [taps[n][part * (AHEAD * tile.rows)] for n in read[i :: len(first)]]
-                rows_of_w = [row for _, row in second]
-                found = _emit_row(f, code, taps, later, along, rows_of_w, [points[v_point * n] for n in of_row], some, each)
+                met = [(row, points[v_point * n]) for (_, row), n in zip(second, of_row, strict=True)]
+                found = _emit_row(f, code, taps, later, along, met, some, each)
                 places = [sums[n * _size(code)][(column + t) * tile.rows] for n in of_row for t in range(each)]
                 microkernel.leave(f, _rows(code), at.equals(0), found, places)
         _emit_turn(f, code, sums, m[strip * _size(code)], m_point)
@@ -84,22 +84,23 @@ def _size(code: Code) -> int:
 
 
 def _emit_row(
-    f: Function, code: Code, taps: list[Value], later: list[Value], along: NDArray[Any], second: list[NDArray[Any]],
-    points: list[Value], channels: Value, each: int,
+    f: Function, code: Code, taps: list[Value], later: list[Value], along: NDArray[Any], points: list[tuple[NDArray[Any], Value]],
+    channels: Value, each: int,
 ) -> list[Value]:  # fmt: skip
     """The sums over a part of the channels of one point of h and all points of w, point by point and tile by tile.
 
-    `taps` are where the part's weights stand, window row by window row, `later` where some of those to be asked for do.
+    `taps` are where the part's weights stand, window row by window row, `later` where some of those to be asked for do. `points`
+    says for each point of w how combined taps are combined again, and where the tiles' points stand.
     """
     tile, type_, width = code.tile, _rows(code), code.ways[2].taps
-    sums = Carry([Value(f, "zeroinitializer", type_)] * (len(second) * each))
-    used, met = along.nonzero()[0].tolist(), [j for j in range(width) if any(row[j] for row in second)]
+    sums = Carry([Value(f, "zeroinitializer", type_)] * (len(points) * each))
+    used, met = along.nonzero()[0].tolist(), [j for j in range(width) if any(row[j] for row, _ in points)]
     with f.loop(0, channels, name="k", carry=sums) as k:
         for place in later:
             for line in range(0, tile.rows, LINE // SIZES[tile.element]):
                 f.prefetch(place[k * tile.rows + line], nearest=False)
         columns = [combine(f, along[used], [f.load(type_, taps[i * width + j][k * tile.rows]) for i in used]) for j in met]
-        for coefficients, point in zip(second, points, strict=True):
+        for coefficients, point in points:
             weight = combine(f, coefficients[met], columns)
             for t in range(each):
                 scalar = f.splat(f.load(tile.element, point[k * tile.width + t]), type_)

@@ -10,8 +10,7 @@ from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_depth import classes, depth_of, live, phases_of
 from upconv.kernels.winograd_tiles import Tiling
 
-NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT, SLICED_PART = 256, 128, 96, 64, {2: 256, 4: 80}
-STREAMED_PART = 64
+NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT, STREAMED_PART, SLICED_PART = 256, 128, 96, 64, 64, {2: 256, 4: 80}
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
 windows (in one of two transformed dimensions: OF_TWO; in both, or where phases lack taps, so that the direct sum is shorter: SHORT)
 and for products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per
