@@ -126,6 +126,10 @@ def layers() -> list[dict[str, Any]]:
         add((3 * length,), 12, 16, 4, 2, padding=1, batch=2)
         add((2, length), 8, 10, 3, 2, padding=1, groups=1, batch=2)
         add((4, 2 * length), 8, 24, 2, 2, transposed=False, batch=2)
+    for size in ((1,), (5,), (2, 3), (5, 5), (2, 7, 3)):  # slices that are parts of images, which they do not divide
+        add(size, 16, 12, 2, 2, batch=23)
+        add(tuple(2 * n for n in size), 12, 16, 2, 2, transposed=False, batch=23)
+        add(size[:1], 16, 12, 4, 2, padding=1, batch=23)
     for size in (3, 4, 7):  # one position in many images, the last of which do without a point
         add((size, size), 9, 12, 4, 2, padding=1, batch=19)
         add((size, size), 8, 9, 3, 1, padding=1, batch=9, transposed=False)

@@ -21,7 +21,7 @@ from upconv.codegen import jit
 from upconv.codegen import target as targets
 from upconv.codegen import threads as workers
 from upconv.kernels import job as jobs
-from upconv.kernels import reference, weights, winograd_blocks, winograd_cuts
+from upconv.kernels import reference, weights, winograd, winograd_blocks, winograd_cuts
 from upconv.kernels.winograd_tiles import lines
 from upconv.spec import ConvSpec, Problem, SpecError
 
@@ -147,21 +147,35 @@ def run_kernel(
     return np.array(y)
 
 
-def columns_of(problem: Problem, how: Any, number: int) -> list[tuple[int, tuple[int, ...]]]:
-    """(image, number in each dimension) of the tiles of block `number` of Winograd's."""
+def columns_of(problem: Problem, how: Any, number: int) -> list[tuple[int, tuple[int, ...]] | None]:
+    """(image, number in each dimension) of the tiles of block `number` of Winograd's, in its table's order; None for no tile."""
     cut, of = how.cut, lines(problem, how.ways)
     units, longer = divmod(cut.units, cut.pieces)
     part, piece = divmod(number, cut.pieces)
-    low, high = ((n * units + min(n, longer)) * cut.unit for n in (piece, piece + 1))
-    found = []
-    for column in range(low, min(high, cut.length)):
-        rest, image = (part, column) if how.by_position else (part * cut.length + column, None)
-        at: tuple[int, ...] = ()
-        for line in reversed(of):
-            rest, here = divmod(rest, line.positions)
-            at = (here, *at)
-        found.append((rest if image is None else image, at))
+    low, high = (min((n * units + min(n, longer)) * cut.unit, cut.length) for n in (piece, piece + 1))
+    counts = [line.positions for line in of]
+
+    def tile(image: int, place: int) -> tuple[int, tuple[int, ...]]:
+        return image, tuple(int(n) for n in np.unravel_index(place, counts))
+
+    if how.by_position:
+        return [tile(image, part) for image in range(low, high)]
+    parts, length = winograd.image_parts(problem, how)
+    if parts == 1:
+        return [tile(*divmod(part * cut.length + column, length)) for column in range(low, high)]
+    found: list[tuple[int, tuple[int, ...]] | None] = []
+    for first in range(low // parts, high // parts, how.tile.lanes):
+        for part, lane in np.ndindex(parts, how.tile.lanes):  # a vector of each part in turn
+            image, place = divmod(first + lane, length)
+            own = part * length + place < np.prod(counts)  # else it is the first part's over again
+            found.append(tile(image, part * length * own + place) if first + lane < high // parts else None)
     return found
+
+
+def share_blocks(threshold: float = inf) -> None:
+    """Slices are parts of images, which share blocks, wherever these are small, not only where it is worth it."""
+    winograd_cuts.IN_PARTS = threshold
+    winograd_blocks.blocking.cache_clear()
 
 
 def number_by_position(threshold: float = inf) -> None:

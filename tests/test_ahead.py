@@ -80,7 +80,7 @@ def written(problem: Problem, how: Any, number: int) -> tuple[set[int], int]:
     """The places in y, from the first channel on, that block `number` writes of a channel; and the first run's, cropped or not."""
     of, every, first = lines(problem, how.ways), set(), None
     size = problem.spec.out_channels * int(np.prod(problem.output_size))
-    for image, at in columns_of(problem, how, number):
+    for image, at in filter(None, columns_of(problem, how, number)):
         start = tuple(n * line.out_step - line.crop for n, line in zip(at, of, strict=True))
         found = places(image, start, tuple(line.out_step for line in of), tuple(line.out_size for line in of), size)
         first = found[0][0] + max(0, -start[2]) if first is None else first
@@ -93,7 +93,7 @@ def read(problem: Problem, how: Any, number: int) -> set[int]:
     """The places in x, from the first channel on, that the windows of block `number` read of a channel."""
     of, reads, found = lines(problem, how.ways), [window for _, window in windows(problem, how.ways)], set()
     size = problem.spec.in_channels * int(np.prod(problem.input_size))
-    for image, at in columns_of(problem, how, number):
+    for image, at in filter(None, columns_of(problem, how, number)):
         start = tuple(n * line.step + window.origin for n, line, window in zip(at, of, reads, strict=True))
         counts = tuple(window.reach * way.groups for window, way in zip(reads, how.ways, strict=True))
         found |= {place for place, inside in places(image, start, counts, tuple(line.size for line in of), size) if inside}

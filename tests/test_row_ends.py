@@ -44,6 +44,7 @@ CASES = [
     (winograd_middle, layer((20, 23), kernel=6, stride=3, padding=(2, 0))),
     (winograd_middle, layer((30, 33), kernel=3, stride=1, padding=1, transposed=False)),
     (strassen, layer((90,), in_channels=8, out_channels=8, batch=2)),
+    (strassen, layer((2000,), in_channels=8, out_channels=8, batch=2)),
 ]
 
 
@@ -64,14 +65,16 @@ def expected(module: Any, problem: Problem, number: int) -> list[int]:
     d, h, w = np.meshgrid(0, np.arange(code.reach[0]), np.arange(code.reach[1]), indexing="ij")
     sizes, image = [line.size for line in of], problem.spec.in_channels * int(np.prod(problem.input_size))
     last = (problem.batch - 1) * image + int(np.prod(sizes))  # behind the first channel of the last image
-    tiles = []
-    for n, at in runs.columns_of(problem, how, number):
+    tiles, n, at = [], 0, (0, 0, 0)
+    for column in runs.columns_of(problem, how, number):
+        n, at = column or (n, at)  # where there is none, the one before may be read
         start = [i * line.step for i, line in zip(at, of, strict=True)]
         read = [np.stack([s + e[i] + j.ravel() for e in outer]) for i, (s, j) in enumerate(zip(start, (d, h, w), strict=True))]
         inside = [(at_ >= 0) & (at_ < size) for at_, size in zip(read, sizes, strict=True)]
         place = n * image + (read[0] * sizes[1] + read[1]) * sizes[2] + read[2]
-        rows = inside[0].all() and inside[1].all()
-        tiles.append((rows and inside[2].all(), rows, place.min() >= 0 and place.max() < last))
+        rows = column is None or (inside[0].all() and inside[1].all())
+        whole = column is not None and rows and inside[2].all()
+        tiles.append((whole, rows, place.min() >= 0 and place.max() < last))
     found = []
     for first in range(0, len(tiles), how.tile.lanes):
         part = tiles[first : first + how.tile.lanes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import kernel_runs as runs
 import upconv
 from upconv.codegen import target as targets
 from upconv.codegen.ir import Function, Value
-from upconv.kernels import strassen, strassen_twice
+from upconv.kernels import strassen, strassen_twice, winograd, winograd_cuts
 from upconv.kernels.strassen_products import LEFT, PRODUCTS, RIGHT, SUM, left, places, row_and_column
 from upconv.kernels.strassen_sums import Sums, emit_right
 
@@ -82,6 +83,45 @@ def test_no_image_of_a_batch_touches_another(kernel: Any, name: str, special: fl
     with np.errstate(over="ignore", invalid="ignore"):
         got = runs.run_kernel(kernel, problem, runs.Operands(x, plain.weight, plain.bias, plain.expected), HOST)
     np.testing.assert_array_equal(got[[0, 2]], plain.expected[[0, 2]])
+
+
+@pytest.fixture
+def shared() -> Iterator[None]:
+    before = winograd_cuts.IN_PARTS
+    runs.share_blocks()
+    yield
+    runs.share_blocks(before)
+
+
+SMALL = [(1, 90), (2, 200), (5, 61), (7, 3), (16, 33), (25, 100), (49, 20), (100, 9), (196, 20)]
+"""Positions of an image, and images: of which there are fewer than slices, that these divide and do not; one block and several."""
+
+
+@needs_vectors
+@BOTH
+@pytest.mark.parametrize(("size", "batch"), SMALL)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_small_images_share_blocks_in_parts_that_stay_apart(kernel: Any, size: int, batch: int, threads: int, shared: None) -> None:
+    problem = runs.make(batch=batch, size=(size,), in_channels=16, out_channels=12, kernel_size=2, stride=2)
+    how, given = kernel.blocking(problem, HOST, threads), runs.operands(problem)
+    parts, length = winograd.image_parts(problem, how)
+    assert (parts, length) == (how.slices, -(-size // how.slices))
+    assert how.cut.length == batch * parts * length
+    x = given.x.copy()
+    x[1::2] = np.nan  # every other image
+    got = runs.run_kernel(kernel, problem, runs.Operands(x, given.weight, given.bias, given.expected), HOST, threads)
+    np.testing.assert_array_equal(got[::2], given.expected[::2])
+    assert np.isnan(got[1::2]).all()
+
+
+@pytest.mark.skipif(HOST.lanes(4) < 8, reason="short vectors are full")
+def test_images_of_14_x_14_take_an_eighth_less_of_the_products() -> None:
+    """Mask R-CNN's head: in vectors in turn, each image of 196 positions would have 12.25 vectors, and compute 14."""
+    problem = runs.make(batch=20, size=(14, 14), in_channels=256, out_channels=256, kernel_size=2, stride=2)
+    how = strassen.blocking(problem, HOST, 2)
+    assert strassen.macs(problem, how) * 2 < 0.9 * problem.flops
+    large = runs.make(batch=2, size=(64, 64), in_channels=256, out_channels=256, kernel_size=2, stride=2)
+    assert strassen.blocking(large, HOST, 2).cut.parts == 2  # whose parts would lie far apart
 
 
 @needs_vectors

@@ -13,9 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, prod
 
-from upconv.codegen.ir import SIZES, Carry, Function, Value, element_of, lanes_of, vector
+from upconv.codegen.ir import SIZES, Function, Value, element_of, lanes_of, vector
 from upconv.kernels.geometry import round_up
-from upconv.kernels.job import Slots
 from upconv.spec import Problem
 
 CUT = ("length", "unit", "units", "longer", "pieces", "block_count")
@@ -24,6 +23,8 @@ SLOTS = (
     "size_d", "size_h", "size_w", "out_d", "out_h", "out_w", "out_step_d", "out_step_h", "out_step_w",
     "crop_d", "crop_h", "crop_w", "y_image", *CUT,
 )  # fmt: skip
+PAGE, ALIASED = 4096, 70.0
+"""Bytes of a page; cycles that a vector takes longer each of whose columns is another image's, whole pages apart. Measured."""
 NOWHERE = -(1 << 30)
 """The coordinate of a column that is none: every read of it is outside."""
 VECTOR = 7
@@ -128,6 +129,16 @@ def too_far(problem: Problem, lanes: int) -> bool:
     return problem.spec.in_channels * prod(problem.input_size) * lanes >= 1 << 31
 
 
+def gathering_cycles(problem: Problem, lanes: int, length: float) -> float:
+    """What a vector of a channel takes longer whose columns are several images', `length` of each at a time.
+
+    Images that are whole pages apart are in the same sets of the caches.
+    """
+    if prod(problem.input_shape[1:]) * problem.itemsize % PAGE or lanes == 1:
+        return 0.0
+    return ALIASED * max(0.0, min(lanes, lanes / length) - 1) / (lanes - 1)
+
+
 def slots(lines: tuple[Line, Line, Line], channels_in: int, channels_out: int) -> dict[str, int]:
     """The job's numbers: sizes, and steps in x and y."""
     d, h, w = lines
@@ -176,151 +187,10 @@ def parts(table: Value, columns: Value, lanes: int) -> Parts:
     return Parts(vectors, runs, places, outs, d, d[columns], d[columns * 2], d[columns * 3])
 
 
-def _begin(name: str, lanes: int, slots: Slots) -> tuple[Function, Parts, dict[str, Value], Value, Value]:
-    """A function that lists columns: with the parts of its table, the job's numbers, and the first column and the one behind."""
-    arguments = [("job", "ptr"), ("table", "ptr"), ("room", "i64"), ("low", "i64"), ("high", "i64")]
-    f = Function(name, arguments, attributes="internal noinline nounwind")
-    job, table, room, low, high = f.arguments
-    return f, parts(table, room, lanes), {slot: slots.read(f, job, slot) for slot in SLOTS}, low, high
-
-
-def emit_place(lanes: int, slots: Slots, reads: bool = True, together: int = 1) -> Function:
-    """`place(job, table, room, low, high)`: lists columns low..high-1 in a table with room for `room` columns.
-
-    They are filled up to whole vectors, `together` of them at a time, with columns that are nowhere. Without `reads`, only
-    where outputs go is listed.
-    """
-    f, p, s, low, high = _begin("place", lanes, slots)
-    found = Carry([f.value(0)])
-    with f.loop(low // s["rows_w"], (high - 1) // s["rows_w"] + 1, name="row", carry=found) as row:
-        h, rest = row % s["rows_h"], row // s["rows_h"]
-        d, n = rest % s["rows_d"], rest // s["rows_d"]
-        start = row * s["rows_w"]
-        from_w, to_w = f.maximum(low - start, 0), f.minimum(high - start, s["rows_w"])
-        in_d, in_h = d * s["step_d"], h * s["step_h"]
-        place = n * s["x_image"] + in_d * s["x_d"] + in_h * s["x_h"]
-        with f.loop(from_w, to_w if reads else from_w, name="w") as w:
-            column = start + w - low
-            in_w = w * s["step_w"]
-            f.store(place + in_w, p.places[column])
-            for value, part in ((in_d, p.d), (in_h, p.h), (in_w, p.w)):
-                f.store(f.truncated(value), part[column])
-        od, oh = d * s["out_step_d"] - s["crop_d"], h * s["out_step_h"] - s["crop_h"]
-        out = n * s["y_image"] + (od * s["out_h"] + oh) * s["out_w"]
-        found.next = [_emit_runs(f, p, s, lanes, found.values[0], start - low, from_w, to_w, od, oh, out)]
-    vectors = (high - low + (lanes - 1)) // lanes
-    _emit_whole(f, p, vectors, s["out_step_w"] * lanes)
-    every = vectors
-    if together > 1:
-        every = (vectors + (together - 1)) // together * together
-        with f.loop(vectors, every, name="empty") as v:
-            for entry, number in ((NEIGHBOURS, 0), (OUT, -1), (FIRST_RUN, 0), (LAST_RUN, 0), (COMPLETE, 0)):
-                f.store(f.value(number), p.vectors[v * VECTOR + entry])
-    _emit_rest(f, p, lanes, high - low, every * lanes if reads else high - low, reads)
-    return f
-
-
-def emit_place_images(lanes: int, slots: Slots) -> Function:
-    """`place_images(job, table, room, low, high)`: lists columns of a batch that is cut by position, one of `length` images each.
-
-    All are of one position, so that none has a neighbour: its outputs are a run of its own.
-    """
-    f, p, s, low, high = _begin("place_images", lanes, slots)
-    d, h, w = emit_position(s, low // s["length"])
-    inside_x = [n * s[f"step_{axis}"] for n, axis in ((d, "d"), (h, "h"), (w, "w"))]
-    od, oh, ow = (n * s[f"out_step_{axis}"] - s[f"crop_{axis}"] for n, axis in ((d, "d"), (h, "h"), (w, "w")))
-    first = f.maximum(0 - ow, 0)
-    end = f.maximum(f.minimum(s["out_w"] - ow, s["out_step_w"]), first)
-    complete = _rows_inside(s, od, oh) & first.equals(0) & end.equals(s["out_step_w"])
-    image = low % s["length"]
-    with f.loop(0, high - low, name="column") as column:
-        v, lane, n = column // lanes, column % lanes, image + column
-        f.store(n * s["x_image"] + inside_x[0] * s["x_d"] + inside_x[1] * s["x_h"] + inside_x[2], p.places[column])
-        for value, part in zip(inside_x, (p.d, p.h, p.w), strict=True):
-            f.store(f.truncated(value), part[column])
-        out = n * s["y_image"] + (od * s["out_h"] + oh) * s["out_w"] + ow
-        f.store(out, p.outs[column])
-        for i, value in enumerate((lane, out + first, od, oh, first, end)):
-            f.store(value, p.runs[column * RUN + i])
-        numbers = (f.value(0), f.value(-1), column - lane, column + 1, f.value(0), f.select(complete, lane + 1, 0))
-        for entry, number in zip((NEIGHBOURS, OUT, FIRST_RUN, LAST_RUN, WHOLE, COMPLETE), numbers, strict=True):
-            f.store(number, p.vectors[v * VECTOR + entry])
-    vectors = (high - low + (lanes - 1)) // lanes
-    _emit_rest(f, p, lanes, high - low, vectors * lanes)
-    return f
-
-
 def emit_position(s: dict[str, Value], number: Value) -> tuple[Value, Value, Value]:
     """(d, h, w) of a position by its number in an image."""
     rest = number // s["rows_w"]
     return rest // s["rows_h"], rest % s["rows_h"], number % s["rows_w"]
-
-
-def _emit_rest(f: Function, p: Parts, lanes: int, first: Value, end: Value, reads: bool = True) -> None:
-    """Columns up to `end` that are nowhere, and every column's distance from its vector's first.
-
-    Their place in x is that of the last column that is somewhere: what may be read there may be read for them.
-    """
-    with f.loop(first, end, name="nowhere") as column:
-        f.store(f.load("i64", p.places[first - 1]), p.places[column])
-        f.store(f.value(0), p.outs[column])
-        for part in (p.d, p.h, p.w):
-            f.store(Value(f, str(NOWHERE), "i32"), part[column])
-    with f.loop(0, end if reads else 0, name="column") as column:
-        relative = f.load("i64", p.places[column]) - f.load("i64", p.places[column // lanes * lanes])
-        f.store(f.truncated(relative), p.index[column])
-
-
-def _rows_inside(s: dict[str, Value], od: Value, oh: Value) -> Value:
-    """Whether y has all the rows of outputs that begin at od, oh."""
-    return (od >= 0) & (od + s["out_step_d"] <= s["out_d"]) & (oh >= 0) & (oh + s["out_step_h"] <= s["out_h"])
-
-
-def _emit_runs(
-    f: Function, p: Parts, s: dict[str, Value], lanes: int, first: Value, shift: Value, from_w: Value, to_w: Value,
-    od: Value, oh: Value, out: Value,
-) -> Value:  # fmt: skip
-    """The runs of one row, cut where vectors end; returns the number of runs up to here. Column = shift + w."""
-    over = Carry([first, from_w])
-    begin = (shift + from_w) // lanes
-    end = (shift + to_w + (lanes - 1)) // lanes
-    rows_inside = _rows_inside(s, od, oh)
-    with f.loop(begin, end, name="run", carry=over) as v:
-        number, w = over.values
-        stop = f.minimum((v + 1) * lanes - shift, to_w)
-        column = shift + w - v * lanes
-        used = f.maximum(f.minimum(stop, s["positions_w"]) - w, 0)
-        ow = w * s["out_step_w"] - s["crop_w"]
-        low = f.minimum(f.maximum(0 - ow, 0), used * s["out_step_w"])
-        high = f.maximum(f.minimum(used * s["out_step_w"], s["out_w"] - ow), low)
-        neighbours = used.equals(lanes)
-        complete = rows_inside & low.equals(0) & high.equals(used * s["out_step_w"])
-        whole = neighbours & complete
-        run, vector_ = p.runs[number * RUN], p.vectors[v * VECTOR]
-        for i, value in enumerate((column, out + ow + low, od, oh, low, high)):
-            f.store(value, run[i])
-        with f.when(column.equals(0), name="first"):
-            for i, value in enumerate((f.select(neighbours, 1, 0), f.select(whole, out + ow, -1), number)):
-                f.store(value, vector_[i])
-        f.store(number + 1, vector_[LAST_RUN])
-        earlier = f.select(column.equals(0), 0, f.load("i64", vector_[COMPLETE]))
-        f.store(earlier + f.select(complete, used, 0), vector_[COMPLETE])
-        with f.loop(0, f.select(neighbours, 0, used), name="one") as one:
-            f.store(out + ow + one * s["out_step_w"], p.outs[v * lanes + column + one])
-        over.next = [number + 1, stop]
-    return over.results[0]
-
-
-def _emit_whole(f: Function, p: Parts, vectors: Value, size: Value) -> None:
-    """Counts, from the last vector back, the whole vectors that follow one another; each has `size` outputs."""
-    later = Carry([f.value(-1), f.value(0)])
-    with f.loop(0, vectors, name="back", carry=later) as i:
-        v = vectors - 1 - i
-        out = p.vector(f, v, OUT)
-        following = (out + size).equals(later.values[0])
-        whole = f.select(out >= 0, f.select(following, later.values[1], 0) + 1, 0)
-        f.store(whole, p.vectors[v * VECTOR + WHOLE])
-        later.next = [out, whole]
 
 
 def inside(

@@ -42,9 +42,9 @@ EXACT = True
 SLOTS = direct_code.SLOTS
 IN_PLACE = 0.15
 """What blocks that are read where they stand in x save of the band's time. Measured: 0.1 to 0.35 for decoders of 2 to 20 taps."""
-PACK, LISTED, CROSSING, ALIASED = 600.0, 50.0, 4.0, 70.0
-"""Cycles to begin packing a block of the band, and to list one of its rows; what a vector of a panel costs more where its columns
-go on in another row, and where each is another image's, whole pages apart and so in the same sets of the caches. Measured."""
+PACK, LISTED, CROSSING = 600.0, 50.0, 4.0
+"""Cycles to begin packing a block of the band, and to list one of its rows; and what a vector of a panel costs more where its
+columns go on in another row. Measured."""
 
 RESUMED = 0.3
 """The part of `more_cycles` that is left where the sums wait in a scratch block anyway. Measured: over 76 layers of kernels 3 and 4
@@ -267,9 +267,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         vectors = ceil(_length(problem, how) / tile.lanes)
         fetches = len(distinct_reads(groups_of(problem, how))) * spec.in_channels * vectors
         crossing = min(1.0, (tile.lanes - 1) / shape.axes[2].positions)
-        images = min(tile.lanes, problem.batch * tile.lanes / _length(problem, how))  # that a vector's columns come from
-        aliased = prod(problem.input_shape[1:]) * problem.itemsize % 4096 == 0 and max(0.0, images - 1) / (tile.lanes - 1)
-        tiles += fetches * ((repeats - 1) * COPIED + repeats * (crossing * CROSSING + aliased * ALIASED))
+        gathered = columns.gathering_cycles(problem, tile.lanes, _length(problem, how) / problem.batch)
+        tiles += fetches * ((repeats - 1) * COPIED + repeats * (crossing * CROSSING + gathered))
         again = ceil(spec.in_channels // spec.groups / how.channels_a_pack) - 1
         resumed = again * spec.groups * how.chunks * sum(how.tile_blocks) * ceil(vectors / tile.vectors)
         tiles += resumed * more_cycles(tile) * (1.0 if _fused(problem, how) else RESUMED)

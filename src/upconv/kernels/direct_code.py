@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.codegen.target import LINE
-from upconv.kernels import columns, microkernel, pack, panel, store
+from upconv.kernels import columns, listing, microkernel, pack, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.store import Store
@@ -56,7 +56,7 @@ class Code:
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
-    do_place = columns.emit_place(tile.lanes, SLOTS, reads=code.panels)
+    do_place = listing.emit_place(tile.lanes, SLOTS, reads=code.panels)
     writer = store.writer(code.store, SLOTS)
     do_store = store.emit_rows(writer, SLOTS, code.sums)
     do_tiles = [microkernel.emit_both(tile, scattered=code.scattered)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upconv.codegen.ir import Carry, Function, Int, Value, module
-from upconv.kernels import columns, microkernel, pack, store
+from upconv.kernels import columns, listing, microkernel, pack, store
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import Tile
@@ -104,7 +104,7 @@ def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
     tile = code.tile
     do_pack = pack.emit(pack.Pack(tile.element, tile.lanes, 1), SLOTS)
-    do_place = columns.emit_place(tile.lanes, SLOTS, reads=False)
+    do_place = listing.emit_place(tile.lanes, SLOTS, reads=False)
     writer = store.writer(code.store, SLOTS)
     do_store = store.emit_rows(writer, SLOTS)
     do_tiles = microkernel.emit_both(tile)

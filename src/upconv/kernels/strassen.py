@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from upconv.codegen.target import Target
-from upconv.kernels import winograd
+from upconv.kernels import columns, winograd
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
 from upconv.kernels.winograd_tiles import tiling_of
@@ -47,7 +47,14 @@ def rejects(problem: Problem, target: Target) -> str | None:
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds, as Winograd's; more where the seven V of a block are too much for the second-level cache."""
     spilt = max(0.0, how.v_bytes / target.l2 - 2.0)
-    return winograd.cost(problem, how, target, threads) * (WORTH + SPILT * spilt)
+    seconds = winograd.cost(problem, how, target, threads) * (WORTH + SPILT * spilt)
+    return seconds + _gathering(problem, how) / threads / target.hertz
+
+
+def _gathering(problem: Problem, how: Blocking) -> float:
+    """Cycles of reading vectors whose columns are several images', for every share of a block anew."""
+    vectors = problem.spec.in_channels * how.splits * how.cut.length * how.cut.parts / how.tile.lanes
+    return vectors * columns.gathering_cycles(problem, how.tile.lanes, winograd.image_parts(problem, how)[1])
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:

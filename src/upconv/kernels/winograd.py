@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv.codegen.target import Target
-from upconv.kernels import columns, register_tile, store, weights, winograd_code
+from upconv.kernels import columns, listing, register_tile, store, weights, winograd_code
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
@@ -76,7 +76,7 @@ def refuses(problem: Problem, target: Target) -> str | None:
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """U in the order the tiles read it: [group][product][point][chunk][block][group of taps and plane][channel][row].
+    """U in the order the tiles read it: [group][chunk][product][point][block][group of taps and plane][channel][row].
 
     Where phases stand apart, a row has those of its own window alone.
     """
@@ -100,7 +100,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     sliced = first if how.slices == 1 else np.kron(left(how.slices), np.eye(1) if first is None else first)
     matrices = weights.rows_of(sliced), weights.rows_of(second)
     transform = weights.Transform(how.tile.element, rows, False, *matrices)  # windows fill lines
-    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c, how.chunks, True)
 
 
 def _transform(way: Way, how: Blocking) -> NDArray[np.float64] | None:
@@ -138,11 +138,11 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
         "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
-        "tile_blocks": sum(how.tile_blocks), "channels_out": m, "channels_in": c,
+        "channels_out": m, "channels_in": c,
         "depth": how.depth, "sum_depth": how.sum_depth, "depth_part": how.depth_part,
         "x_slice": c * image_in, "x_end": ((problem.batch - 1) * spec.in_channels + 1) * image_in,
         "group_out": spec.out_channels // spec.groups,
-        "phases_h": ph, "phases_w": pw, "weight_point": how.chunks * chunk_size,
+        "phases_h": ph, "phases_w": pw, "weight_point": chunk_size, "weight_chunk": _packed_points(how) * chunk_size,
         "weight_group": _packed_points(how) * how.chunks * chunk_size,
         "x_group": spec.in_channels // spec.groups * image_in,
         "v_point": how.v_point, "m_pitch": how.m_pitch, "m_point": how.m_point,
@@ -151,6 +151,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "v_bytes": how.v_bytes, "written_bytes": how.written_bytes, "asks_written": int(how.written > 0),
         "asks_read": int(how.read > 0), "depths": len(depths(how.tiling)), "strips": int(_point_table(problem, how)[:, 1].sum()),
         "workspace_bytes": how.workspace_bytes, "by_position": int(how.by_position), "last_h": last_h, "last_w": last_w,
+        **dict(zip(listing.OF_SLICES, image_parts(problem, how), strict=True)),
     }  # fmt: skip
     tables = {
         "taps": np.array([(0, 0, 1)]), "outer": outer, "reads": reads,
@@ -158,6 +159,12 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "phase_rows": _phase_rows(problem, how), "plane_rows": _plane_rows(how.tiling),
     }  # fmt: skip
     return jobs.Bound(slots, tables, tasks(problem, how))
+
+
+def image_parts(problem: Problem, how: Blocking) -> tuple[int, int]:
+    """Parts that an image's tiles are cut in where slices are parts of it, and tiles of each; else one of all."""
+    tiles, in_parts = how.cut.length * how.cut.parts // problem.batch, problem.batch > 1 and how.cut.parts == 1
+    return (how.slices, tiles // how.slices) if in_parts else (1, tiles)
 
 
 def _packed_points(how: Blocking) -> int:

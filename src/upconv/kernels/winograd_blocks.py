@@ -146,11 +146,12 @@ def blocking(problem: Problem, target: Target, threads: int, slices: int = 1, la
     The slices of a block's tiles mix, so that each block is one image's.
     """
     spec, tiling = problem.spec, tiling_of(problem.spec, last)
-    m, (length, _) = spec.out_channels // spec.groups // slices, winograd_cuts.columns_of(problem, tiling, slices)
+    m, of = spec.out_channels // spec.groups // slices, winograd_cuts.columns_of(problem, tiling, slices, target)
+    length, _ = of
     few = FEW if slices == 1 else FEW_OF_SLICES
     alike = 0 if spec.rank == 1 or length > few else length // slices
     tile, chunk, most = _tile(tiling, problem.dtype, target, slices, alike)
-    cuts = winograd_cuts.offered(problem, tiling, tile, slices, alike > 0, most, threads)
+    cuts = winograd_cuts.offered(problem, tiling, tile, slices, of, alike > 0, most, threads)
     if cuts[0].count * spec.groups < 2 * threads and chunk >= m > 1:
         chunk = _choose_chunk(tiling, tile, slices, ceil(m / threads))
     cut, splits = winograd_cuts.best(problem, tiling, tile, slices, chunk, cuts, target, threads)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
-from upconv.kernels import ahead, columns, microkernel, panel, store, winograd_streamed_code
+from upconv.kernels import ahead, columns, listing, microkernel, panel, store, winograd_streamed_code
 from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, places, row_and_column
 from upconv.kernels.strassen_sums import Place, Sums
@@ -112,9 +112,11 @@ def emit(code: Code) -> str:
     tile = code.tile
     streamed = {short: winograd_streamed_code.emit(code, short) for short in code.short}
     do_tiles = () if streamed else microkernel.emit_both(tile, ahead.asking(tile.element), parts=True)
-    do_place, writer = [columns.emit_place(tile.lanes, SLOTS, together=code.slices)], store.writer(code.store, SLOTS)
+    writer = store.writer(code.store, SLOTS)
     if code.slices == 1:
-        do_place.append(columns.emit_place_images(tile.lanes, SLOTS))
+        do_place = [listing.emit_place(tile.lanes, SLOTS), listing.emit_place_images(tile.lanes, SLOTS)]
+    else:
+        do_place = [listing.emit_place_slices(tile.lanes, SLOTS, code.slices)]
     do_find = emit_windows(code) if code.piece > 1 else panel.emit_masks(code.panel, SLOTS)
     do_input, do_output = emit_input(code), _emit_output(code, writer)
     do_written = ahead.emit_written(tile.element, tile.lanes, SLOTS, code.slices)
@@ -166,7 +168,7 @@ def emit(code: Code) -> str:
             with f.when(s["asks_written"] > 0, name="begin"):
                 ahead.emit_begin(f, to_write, y, number_out * s["y_channel"], s["y_channel"], several, register_tiles)
 
-            left = weight[ic * s["tile_blocks"] * (s["sum_depth"] * tile.rows)]
+            left = weight[ic * s["weight_chunk"]]
             if streamed:
                 _emit_streamed(f, code, s, streamed, left, v, m, width, points, sliced)
             else:
@@ -217,9 +219,8 @@ def _emit_points(
 
 
 _TASK_SLOTS = (
-    *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "tile_blocks",
-    "channels_out", "group_out", "depth", "sum_depth", "depth_part", "weight_group", "weight_point", "x_group", "v_point",
-    "m_pitch", "m_point", "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes",
-    "by_position", "last_h", "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips",
-    "depths", "x_channel", "channels_in",
+    *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "channels_out", "group_out", "depth", "sum_depth",
+    "depth_part", "weight_group", "weight_chunk", "weight_point", "x_group", "v_point", "m_pitch", "m_point", "y_channel",
+    "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes", "by_position", "last_h", "last_w",
+    "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips", "depths", "x_channel", "channels_in",
 )  # fmt: skip

@@ -24,20 +24,37 @@ BEGIN = 8000.0
 EQUAL = 0.97
 """The share of the busiest thread's time that blocks more alike, which end in narrow tiles, should leave."""
 
+SMALL, IN_PARTS = 256, 0.99
+"""Tiles of a slice of an image that shares blocks with others, at most, for the parts of a large one lie far apart; and the share
+of the cycles that this should leave. Measured."""
+
 LONGER = 1.05
 """What longer blocks cost that fill more than half of the second-level cache with their V. Measured: 1.03 to 1.16 of 128 -> 3 k4s2
 on 128 x 128, which an even number of blocks would spare 3 %; that number gains 1.03 over 28 other layers."""
 
 
-def columns_of(problem: Problem, tiling: Tiling, slices: int) -> tuple[int, int]:
-    """(tiles, of how many images apart): the slices of a block's tiles mix, so that each block is one image's."""
-    images = problem.batch if slices > 1 else 1
-    return columns.count(problem.batch, lines(problem, tiling.ways)) // images, images
+def columns_of(problem: Problem, tiling: Tiling, slices: int, target: Target) -> tuple[int, int]:
+    """(tiles, of how many images apart).
+
+    The slices of a block's tiles mix, so that a block is one image's, and slices are vectors in turn; or slices are parts of each
+    image, filled up to the same length, and images share blocks: small ones fill neither vectors nor register tiles.
+    """
+    tiles = columns.count(problem.batch, lines(problem, tiling.ways))
+    if slices == 1 or problem.batch == 1:
+        return tiles, 1
+    image = tiles // problem.batch
+    in_parts = problem.batch * round_up(image, slices)
+    usual = register_tile.best_tile(problem.dtype, target, problem.spec.out_channels)
+    apart = problem.batch * register_tile.columns_cycles(usual, ceil(image / slices))
+    fewer = register_tile.columns_cycles(usual, in_parts // slices) < IN_PARTS * apart
+    return (in_parts, 1) if image < SMALL * slices and fewer else (image, problem.batch)
 
 
-def offered(problem: Problem, tiling: Tiling, tile: Tile, slices: int, few: bool, most: int, threads: int) -> list[columns.Cut]:
-    """Ways to cut the tiles into blocks of about `most`, the usual one first; of `few`, finer ones as well."""
-    (length, images), groups = columns_of(problem, tiling, slices), problem.spec.groups
+def offered(
+    problem: Problem, tiling: Tiling, tile: Tile, slices: int, of: tuple[int, int], few: bool, most: int, threads: int
+) -> list[columns.Cut]:
+    """Ways to cut the tiles (see `columns_of`) into blocks of about `most`, the usual one first; of `few`, finer ones as well."""
+    (length, images), groups = of, problem.spec.groups
     pieces, width, alone = max(1, ceil(length / most)), tile.width * slices, groups * images
     if pieces * alone < 4 * threads and length >= 4 * width:
         pieces = max(pieces, min(ceil(4 * threads / alone), length // (2 * width)))

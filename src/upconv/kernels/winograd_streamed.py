@@ -19,9 +19,8 @@ from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.winograd_blocks import Blocking, sized
-from upconv.kernels.winograd_cuts import columns_of
 from upconv.kernels.winograd_depth import classes
-from upconv.kernels.winograd_tiles import MIDDLE, Tiling, tiling_of, too_short
+from upconv.kernels.winograd_tiles import MIDDLE, Tiling, lines, tiling_of, too_short
 from upconv.kernels.winograd_work import rows_done
 from upconv.spec import ConvSpec, Problem
 
@@ -46,7 +45,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
     found = classes(tiling_of(problem.spec))
     if any(c.part[0] for c in found) or (not problem.spec.transposed and any(any(c.short) for c in found)):
         return "planes of x, or phases of its outer dimension, that lack a tap: their sums have other lengths"
-    tiles, most = columns_of(problem, _tiling(problem.spec), 1)[0], target.lanes(problem.itemsize)
+    tiles, most = columns.count(problem.batch, lines(problem, _tiling(problem.spec).ways)), target.lanes(problem.itemsize)
     if tiles > most:
         return f"{tiles} tiles, and one vector holds {most}: transformed weights are met often enough"
     return None
@@ -66,7 +65,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     What code is for are one tile, and up to four, eight and sixteen, as many as a vector holds.
     """
     spec, tiling, element = problem.spec, _tiling(problem.spec), ELEMENTS[problem.dtype]
-    tiles, whole = columns_of(problem, tiling, 1)[0], target.lanes(problem.itemsize)
+    tiles, whole = columns.count(problem.batch, lines(problem, tiling.ways)), target.lanes(problem.itemsize)
     alone = tiles == 1 and _together(tiling, target, 2) > 0
     rows, lanes = (2 if alone else 1) * whole, max(4, 1 << (tiles - 1).bit_length())
     tile = Tile(element, lanes, rows, 1, 1 if alone else lanes, asks=False, cycles=1 / target.fmas)
