@@ -3,9 +3,8 @@
 A kernel describes its order of weights by a table: for each entry (the rows of one tile), each depth tap and input plane, and
 each tap of the window that a transform takes together, the place in the parameter that each row reads for channel 0, or -1 for
 a zero. Channels are a fixed stride apart. The packed order is
-[group][point][chunk][part][entry][depth tap][channel][plane][row], the order in which a kernel reads: a part is the channels
-that it takes at a time, the last one filled up with zeros, a chunk the entries that it takes each part of before the next. A kernel
-that goes on to the next point before it does to the next chunk has [chunk][point] in place of [point][chunk].
+[group][chunk][point][part][entry][depth tap][channel][plane][row], the order in which a kernel reads: a part is the channels
+that it takes at a time, the last one filled up with zeros, a chunk the entries that it takes each part of before the next.
 """
 
 from __future__ import annotations
@@ -63,7 +62,8 @@ class Transform:
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """The order that a kernel wants its weights in. `sections` holds the offsets of runs of entries, of the shape
-    (entries, depth taps, planes, window, rows); `chunks` says in how many chunks each run stands."""
+    (entries, depth taps, planes, window, rows): one of them where there are several points. `chunks` says in how many chunks each
+    run stands."""
 
     transform: Transform
     groups: int
@@ -74,8 +74,6 @@ class Layout:
     sections: tuple[NDArray[np.int64], ...]
     part: int
     chunks: int = 1
-    together: bool = False
-    """Whether all points of a chunk stand together, each chunk having one section's entries."""
 
     @property
     def parts(self) -> int:
@@ -94,7 +92,8 @@ class Layout:
         """The job's numbers and tables."""
         batches: list[tuple[int, ...]] = []
         at = place = 0
-        points = self.transform.points if self.together else 1
+        points = self.transform.points
+        assert points == 1 or len(self.sections) == 1
         rows, total = self.transform.rows, sum(len(section) for section in self.sections)
         together = max(1, min(TOGETHER // rows, total * self.groups // 8)) if self.transform.channels_first else 1
         for section in self.sections:
@@ -106,11 +105,10 @@ class Layout:
                     batches.append((taps, at + first * size, place + first * step, count, entries))
                 at += entries * size
                 place += entries * step * self.parts * points
-        size = self.point_size // self.chunks if self.together else self.point_size
         slots = {
             "batch_count": len(batches), "channels": self.channels, "part": self.part, "planes": self.planes,
             "channel_step": self.channel_step, "source_group": self.source_group,
-            "target_group": self.point_size * self.transform.points, "target_point": size,
+            "target_group": self.point_size * self.transform.points, "target_point": self.point_size // self.chunks,
             "workspace_bytes": 0,
         }  # fmt: skip
         offsets = np.concatenate([s.reshape(-1) for s in self.sections] or [np.zeros(1, np.int64)])
@@ -272,11 +270,7 @@ def reference(layout: Layout, weight: NDArray[Any]) -> NDArray[Any]:
         points = taken.reshape(
             shape[0], layout.chunks, -1, shape[2], layout.parts, layout.part, shape[4], t.points, shape[-1]
         )  # group chunk entry tap part channel plane point row
-        inner = (4, 2, 3, 5, 6, 8)
-        if layout.together:
-            parts.append(points.transpose(0, 1, 7, *inner).reshape(layout.groups, 1, -1))
-        else:
-            parts.append(points.transpose(0, 7, 1, *inner).reshape(layout.groups, t.points, -1))
+        parts.append(points.transpose(0, 1, 7, 4, 2, 3, 5, 6, 8).reshape(layout.groups, -1))
     if not parts:
         return np.zeros(16, weight.dtype)
-    return np.ascontiguousarray(np.concatenate(parts, axis=2))
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))

@@ -100,7 +100,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     sliced = first if how.slices == 1 else np.kron(left(how.slices), np.eye(1) if first is None else first)
     matrices = weights.rows_of(sliced), weights.rows_of(second)
     transform = weights.Transform(how.tile.element, rows, False, *matrices)  # windows fill lines
-    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c, how.chunks, True)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c, how.chunks)
 
 
 def _transform(way: Way, how: Blocking) -> NDArray[np.float64] | None:

@@ -155,7 +155,7 @@ def _chunks(problem: Problem, tiling: Tiling, tile: Tile) -> list[tuple[int, ...
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """U in the order the tiles read it: [group][point][chunk][depth tap][channel][row]."""
+    """U in the order the tiles read it: [group][chunk][point][depth tap][channel][row]."""
     spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     step, channel_step, group_step = weights.strides(spec)
@@ -166,7 +166,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     where = np.where((channel < m) & (place >= 0), channel * step + place, -1)
     first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
     transform = weights.Transform(how.tile.element, rows, False, weights.rows_of(first), weights.rows_of(second))
-    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c)
+    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c, how.chunks)
 
 
 def packing(problem: Problem, how: Blocking) -> object:
@@ -187,7 +187,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "tiles": columns.count(problem.batch, lines(problem, tiling.ways)), "block": how.block, "block_count": how.count,
         "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
         "depth_taps": len(depth_taps(tiling)), "depth_part": how.depth_part, "room": how.room,
-        "v_pitch": how.v_pitch, "m_pitch": how.m_pitch, "weight_chunk": chunk, "weight_point": how.chunks * chunk,
+        "v_pitch": how.v_pitch, "m_pitch": how.m_pitch, "weight_chunk": how.points * chunk, "weight_point": chunk,
         "weight_group": how.points * how.chunks * chunk, "v_bytes": how.v_bytes, "m_bytes": how.m_bytes,
         "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip

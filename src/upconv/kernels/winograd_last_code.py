@@ -73,7 +73,7 @@ def emit(code: Code) -> str:
             channel, channels, class_ = (f.load("i64", entry[i]) for i in range(3, 6))
             live = SLOTS.pointer(f, job, "live", "i64")[class_ * (points * LIVE)]
             weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"] + chunk * s["weight_chunk"]]
-            at_weight = (weight, s["weight_point"], s["weight_chunk"], s["depth_part"])
+            at_weight = (weight, s["weight_point"], s["depth_part"])
             arguments = [v, s["v_pitch"], s["room"], width, live, *at_weight, m, s["m_pitch"]]
             narrow = channels <= tile.lanes
             with f.when(narrow, name="narrow"):
@@ -182,21 +182,21 @@ def _emit_tile(code: Code, vectors: int, name: str) -> Function:
 
 
 def _emit_products(code: Code, do_tile: Function) -> Function:
-    """`products_wide(v, v_pitch, room, width, live, weight, weight_point, weight_chunk, part, m, m_pitch)`: M of a chunk.
+    """`products_wide(v, v_pitch, room, width, live, weight, weight_point, part, m, m_pitch)`: M of a chunk.
 
     M is [register tile][point][column][channel]. The weights of the next point are asked for while this one's are used first.
     """
     tile, points = code.tile, len(code.points)
     pointers = ("v", "live", "weight", "m")
-    names = ("v", "v_pitch", "room", "width", "live", "weight", "weight_point", "weight_chunk", "part", "m", "m_pitch")
+    names = ("v", "v_pitch", "room", "width", "live", "weight", "weight_point", "part", "m", "m_pitch")
     parameters = [(n, "ptr" if n in pointers else "i64") for n in names]
     f = Function(f"products_{do_tile.name}", parameters, attributes="internal noinline nounwind")
-    v, v_pitch, room, width, live, weight, weight_point, weight_chunk, part, m, m_pitch = f.arguments
+    v, v_pitch, room, width, live, weight, weight_point, part, m, m_pitch = f.arguments
     v, live, weight, m = v.of(tile.element), live.of("i64"), weight.of(tile.element), m.of(tile.element)
     with f.loop(0, points, name="point") as point:
         first, rows, then = (f.load("i64", live[point * LIVE + i]) for i in range(LIVE))
         left, right = weight[point * weight_point + first * tile.rows], v[point * room * v_pitch + first]
-        following = weight[f.select(then < points, then * weight_point, weight_chunk)]
+        following = weight[then * weight_point]
         with f.loop(0, (width + (tile.turned - 1)) // tile.turned, name="t") as t:
             ask, out = f.select(t.equals(0), following, left), m[t * m_pitch + point * (tile.turned * tile.rows)]
             f.call(do_tile, [left, right[t * tile.turned * v_pitch], v_pitch, rows, part, ask, out])
