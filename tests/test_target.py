@@ -59,9 +59,8 @@ def up(channels_in: int, channels_out: int, size: int) -> Problem:
 def test_no_thread_has_a_block_more_than_the_others_where_one_fewer_will_do() -> None:
     spec = ConvSpec.make(transposed=True, in_channels=192, out_channels=192, kernel_size=2, stride=2, rank=2)
     problem = Problem(spec, 1, (80, 80), spec.output_size((80, 80)))
-    assert (
-        winograd_cuts.offered(problem, tiling_of(spec), strassen.blocking(problem, ZEN4, 2).tile, 2, False, 256, 2)[0].count == 25
-    )
+    tile = strassen.blocking(problem, ZEN4, 2).tile
+    assert winograd_cuts.offered(problem, tiling_of(spec), tile, 2, (6400, 1), False, 256, 2)[0].count == 25
     for threads, blocks in ((2, 24), (3, 24), (5, 25)):
         assert strassen.blocking(problem, ZEN4, threads).cut.count == blocks
     wide = replace(ZEN4, l2=ZEN4.l2 // 4)  # V of longer blocks would fill more than half of it
