@@ -77,13 +77,13 @@ def test_sums_are_exact_for_all_kinds_of_layers(name: str, level: str) -> None:
     check(layer(**LAYERS[name]), runs.target_of(level), runs.threads_allowed())
 
 
-def test_four_codes_are_enough_for_all_sizes() -> None:
+def test_six_codes_are_enough_for_all_sizes() -> None:
     codes = {
         winograd_streamed.code_parameters(problem, winograd_streamed.blocking(problem, AVX512, 2))
         for problem in (layer((n, n), batch=batch) for n in range(1, 17) for batch in range(1, 17))
         if winograd_streamed.rejects(problem, AVX512) is None
     }
-    assert len(codes) == 4  # of one tile, of up to four, eight and sixteen
+    assert len(codes) == 6  # of one tile, of up to four, and of up to eight and sixteen by four and by five
 
 
 def test_windows_are_of_five_where_they_fill_images() -> None:

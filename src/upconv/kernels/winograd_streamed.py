@@ -19,7 +19,7 @@ from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.winograd_blocks import Blocking, sized
-from upconv.kernels.winograd_depth import classes
+from upconv.kernels.winograd_depth import classes, depth_of
 from upconv.kernels.winograd_tiles import MIDDLE, Tiling, lines, tiling_of, too_short
 from upconv.kernels.winograd_work import rows_done
 from upconv.spec import ConvSpec, Problem
@@ -62,7 +62,8 @@ def _tiling(spec: ConvSpec) -> Tiling:
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """One block of all tiles; output channels in chunks, of which every thread has one share.
 
-    What code is for are one tile, and up to four, eight and sixteen, as many as a vector holds.
+    What code is for are one tile, and up to four, eight and sixteen, as many as a vector holds; four in a pass, or five where these
+    leave fewer idle.
     """
     spec, tiling, element = problem.spec, _tiling(problem.spec), ELEMENTS[problem.dtype]
     tiles, whole = columns.count(problem.batch, lines(problem, tiling.ways)), target.lanes(problem.itemsize)
@@ -73,7 +74,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     share = ceil(m / threads)
     chunk = round_up(ceil(share / ceil(share * len(tiling.points) * point / M_BYTES)), rows)
     splits = jobs.shares(ceil(m / chunk), spec.groups, threads, 1)
-    each = 4 if _together(tiling, target, 1) >= 4 else 2
+    passes = [n for n in (4, 5) if n <= _together(tiling, target, 1)] or [2]
+    each = min(passes, key=lambda n: ceil(tiles / n) * n)
     return sized(problem, tiling, tile, 1, chunk, columns.cut(tiles, lanes, 1), splits, target, each)
 
 
@@ -92,10 +94,17 @@ def _columns(how: Blocking) -> tuple[int, int]:
 
 def _products(problem: Problem, how: Blocking, target: Target) -> float:
     """Cycles of the products, and of the weights' transforms, of all output channels."""
-    (h, w), (_, each) = how.ways[1:], _columns(how)
-    combined = (h.window - 2) * (h.taps - 1) * w.taps + h.window * (w.window - 2) * (w.taps - 1)
-    multiply_add = how.tile.cycles * (READ + COMBINED * combined / (how.points * each))
-    return macs(problem, how) / target.lanes(problem.itemsize) * multiply_add
+    (h, w), (passes, each) = how.ways[1:], _columns(how)
+    operations = 0.0  # a pass, of a chunk's strips
+    for c, strips in zip(classes(how.tiling), how.tile_blocks, strict=False):  # a convolution's are of planes: it has one
+        (taps_h, points_h), (taps_w, points_w) = (
+            (way.taps - short, way.window - short) for way, short in zip((h, w), c.short, strict=True)
+        )
+        combined = (points_h - 2) * (taps_h - 1) * taps_w + points_h * (points_w - 2) * (taps_w - 1)
+        depth = depth_of(how.tiling, c.part)[1]
+        operations += strips * depth * (READ * points_h * points_w * each + COMBINED * combined)
+    vectors = how.tile.rows / target.lanes(problem.itemsize)
+    return how.chunks * operations * vectors * passes * problem.spec.groups * how.tile.cycles
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
