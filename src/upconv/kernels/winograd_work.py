@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil
 
+from upconv.codegen.target import Target
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_depth import classes, depth_of, live, phases_of
@@ -18,10 +19,16 @@ cent, of 96 two and of 64 three. Measured. Weights that are transformed as they 
 many at a time as the near caches hold."""
 
 
-TRANSFORM, MIDDLE_TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), 16.0, (3.5, 9.0), {2: 20.0, 4: 160.0}
+TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), {2: 20.0, 4: 160.0}
 """Cycles that one vector of a channel takes a point, from x to V, besides the reading of x: where one dimension is transformed, and
-two, and where windows are wide (MIDDLE: of five in both; those of each phase leave the second-level cache); for products of halves
-or quarters, a vector of one slice, all slices. Measured over 60 layers, of k = s over 78, of windows of five over 35."""
+two, and where windows are wide; for products of halves or quarters, a vector of one slice, all slices. Measured over 60 layers, of
+k = s over 78."""
+
+MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (12.0, 4.0), 4.0, 16.0
+"""The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32; more
+for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more taps. Measured: with
+32 registers what is chosen takes 1.008 of the fastest kernel's time over 156 layers, and 1.011 over 63 with 16 to 128 channels,
+where at most for all took 1.023 and 1.047; with 16, 1.035 and 1.042 over these 63."""
 
 ANEW, MIDDLE_ANEW, WIDE_ANEW = 5.0, 12.0, 6.5
 """The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
@@ -30,12 +37,13 @@ BACK, WIDE_BACK, SLICED_BACK = 2.0, 3.0, {2: 26.0, 4: 300.0}
 """Cycles that one vector of sums takes a point, from M to where outputs are stored, likewise. Measured."""
 
 
-def transform_cycles(tiling: Tiling, slices: int) -> float:
+def transform_cycles(tiling: Tiling, slices: int, v_bytes: int, target: Target) -> float:
     """See TRANSFORM."""
     if slices > 1:
         return SLICED_TRANSFORM[slices]
     if tiling.middle:
-        return MIDDLE_TRANSFORM
+        near = MIDDLE_TRANSFORM[target.registers > 16] if tiling.ways[2].taps == 2 else MIDDLE_MOST
+        return min(near + MIDDLE_SPILT * v_bytes / target.l2, MIDDLE_MOST)
     several = sum(way.transformed for way in tiling.ways) > 1
     return (WIDE_TRANSFORM if tiling.wide else TRANSFORM)[several]
 
