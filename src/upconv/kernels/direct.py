@@ -278,7 +278,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         tiles += packs * (PACK + LISTED * rows)
     d, h, w = shape.axes
     rows = problem.batch * spec.out_channels * d.positions * h.positions * d.out_step * h.out_step
-    stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions > 2 * tile.lanes)
+    stored = store.cycles(rows * ceil(w.positions / tile.lanes), w.out_step, tile.lanes, w.positions <= 2 * tile.lanes)
     read, written = how.splits * packed + 1 - packed, 1.0
     if _fused(problem, how):
         stored /= 3  # the sums are still in registers, and the lines that they go to have been asked for

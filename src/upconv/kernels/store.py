@@ -85,10 +85,10 @@ def unweave(f: Function, vectors: list[Value]) -> list[Value]:
     return [_gathered(f, vectors, [divmod(q * n + a, lanes) for q in range(lanes)]) for a in range(n)]
 
 
-def cycles(rows: float, step: int, lanes: int, whole: bool) -> float:
-    """Estimated cycles of storing `rows` rows of one vector of columns each; `whole` where most go straight into y."""
+def cycles(rows: float, step: int, lanes: int, mixed: float) -> float:
+    """Estimated cycles of storing `rows` rows of one vector of columns each, of which so many do not go straight into y."""
     squares = 2.5 * step * min(max(1.0, step / lanes), 2.0)
-    return rows * (4.0 + squares + (0.0 if whole else 12.0 + step))
+    return rows * (4.0 + squares + mixed * (12.0 + step))
 
 
 def _woven(f: Function, store: Store, streams: Streams, offset: Value) -> list[Value]:

@@ -16,7 +16,7 @@ Networks, 2016, for the use on layers. Sharing the transform between phases is d
 from __future__ import annotations
 
 from itertools import product
-from math import ceil, prod
+from math import ceil, gcd, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ from upconv.spec import Problem
 NAME = "winograd"
 EXACT = False
 """Rounding differs from the direct sum's, and a NaN spreads over its tile."""
+CROSSING = 2.0
+"""How many times as dear as a vector whose outputs are not whole one is that goes on in another row, read in two pieces as well."""
 
 
 # -- the choice ------------------------------------------------------------------------------------------------------------
@@ -306,14 +308,26 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     to, back = transform_cycles(how.tiling, how.slices, how.v_bytes, target), back_cycles(how.tiling, how.slices)
     transforms = vectors * how.points * (to * how.depth * spec.groups * how.splits + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
-    wide = w.positions > 2 * tile.lanes and not how.by_position
     tile_rows = vectors * rows * how.slices**2 / prod(spec.stride[-1:])
-    stored = store.cycles(tile_rows * outputs, w.out_step, tile.lanes, wide) + ALONE * tile.lanes * tile_rows * how.by_position
+    stored = store.cycles(tile_rows * outputs, w.out_step, tile.lanes, _mixed(w.positions, how))
+    stored += ALONE * tile.lanes * tile_rows * how.by_position
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
     seconds = register_tile.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
     return seconds * jobs.held_up(tasks(problem, how), threads)
+
+
+def _mixed(positions: int, how: Blocking) -> float:
+    """Vectors of tiles whose outputs are not whole, of so many tiles a row: those that go on in another row, CROSSING times.
+
+    For slices as the direct sum counts, which they compete with.
+    """
+    if how.by_position:
+        return 1.0
+    if how.slices > 1:
+        return float(positions <= 2 * how.tile.lanes)
+    return CROSSING * min(1.0, (how.tile.lanes - gcd(positions, how.tile.lanes)) / positions)
 
 
 def _gemm_cycles(problem: Problem, how: Blocking) -> float:

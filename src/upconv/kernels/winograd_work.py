@@ -24,11 +24,11 @@ TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), {2: 20.0, 
 two, and where windows are wide; for products of halves or quarters, a vector of one slice, all slices. Measured over 60 layers, of
 k = s over 78."""
 
-MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (12.0, 4.0), 4.0, 16.0
+MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (12.0, 10.0), 4.0, 16.0
 """The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32; more
-for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more taps. Measured: with
-32 registers what is chosen takes 1.008 of the fastest kernel's time over 156 layers, and 1.011 over 63 with 16 to 128 channels,
-where at most for all took 1.023 and 1.047; with 16, 1.035 and 1.042 over these 63."""
+for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more taps. Measured over
+318 layers, with 32 registers: what is chosen takes 1.011 of the fastest kernel's time, where at most for all took 1.018; over 63 of
+them with 16 to 128 channels 1.012 and 1.047, with 16 registers 1.028 and 1.042."""
 
 ANEW, MIDDLE_ANEW, WIDE_ANEW = 5.0, 12.0, 6.5
 """The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
