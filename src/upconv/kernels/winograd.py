@@ -39,7 +39,7 @@ from upconv.spec import Problem
 NAME = "winograd"
 EXACT = False
 """Rounding differs from the direct sum's, and a NaN spreads over its tile."""
-CROSSING = 2.0
+CROSSING = 1.2
 """How many times as dear as a vector whose outputs are not whole one is that goes on in another row, read in two pieces as well."""
 
 

@@ -27,8 +27,8 @@ k = s over 78."""
 MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (12.0, 10.0), 4.0, 16.0
 """The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32; more
 for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more taps. Measured over
-318 layers, with 32 registers: what is chosen takes 1.011 of the fastest kernel's time, where at most for all took 1.018; over 63 of
-them with 16 to 128 channels 1.012 and 1.047, with 16 registers 1.028 and 1.042."""
+318 layers, with 32 registers: what is chosen takes 1.012 of the fastest kernel's time, where at most for all took 1.018; over 63 of
+them with 16 to 128 channels 1.016 and 1.047, with 16 registers 1.029 and 1.042."""
 
 ANEW, MIDDLE_ANEW, WIDE_ANEW = 5.0, 12.0, 6.5
 """The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
