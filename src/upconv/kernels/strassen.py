@@ -22,6 +22,8 @@ NAME = "strassen"
 WORTH, SPILT = 1.02, 0.025
 """What the additional rounding should be worth, as a share of the time; and what a second-level cache's worth of V beyond two of
 them costs. Measured."""
+GATHERED = 25.0
+"""Cycles that a vector of a channel takes longer whose columns are several images'. Measured."""
 MOST_POINTS = 4
 """Winograd's in one dimension. In two, 16, 27 layers of 64 to 1024 channels ran at 0.48 to 1.10 times the speed without, 0.88 in
 geometric mean, and erred up to 4.2 times as much as the direct sum. Measured."""
@@ -54,7 +56,9 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 def _gathering(problem: Problem, how: Blocking) -> float:
     """Cycles of reading vectors whose columns are several images', for every share of a block anew."""
     vectors = problem.spec.in_channels * how.splits * how.cut.length * how.cut.parts / how.tile.lanes
-    return vectors * columns.gathering_cycles(problem, how.tile.lanes, winograd.image_parts(problem, how)[1])
+    lanes, (parts, length) = how.tile.lanes, winograd.image_parts(problem, how)
+    several = min(1.0, (lanes - 1) / length) if parts > 1 else 0.0  # vectors that are several images'
+    return vectors * (GATHERED * several + columns.gathering_cycles(problem, lanes, length))
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
