@@ -143,7 +143,7 @@ def blocking(problem: Problem, target: Target, threads: int, slices: int = 1, la
     """Tiles a block as the second-level cache holds their transforms; output channels in chunks beside them.
 
     Tile and chunk depend on the number of tiles only where there are very few: packed weights and code depend on them.
-    The slices of a block's tiles mix, so that each block is one image's.
+    Images do not mix where a block's slices do: it is one image's, or each slice has the same images (see `columns_of`).
     """
     spec, tiling = problem.spec, tiling_of(problem.spec, last)
     m, of = spec.out_channels // spec.groups // slices, winograd_cuts.columns_of(problem, tiling, slices, target)

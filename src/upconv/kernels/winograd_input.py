@@ -1,7 +1,7 @@
 """The Winograd kernel's input: windows of x found, transformed, and stood in the panels that its GEMMs read.
 
 In slices (Strassen), what stands there are sums of slices: of halves or quarters of the channels, and of every other or every
-fourth vector of tiles.
+fourth vector of tiles, which stand in turn as they are listed (`listing`).
 """
 
 from __future__ import annotations
