@@ -18,7 +18,7 @@ import upconv
 from fences import Fenced
 from upconv import planner
 from upconv.codegen import target as targets
-from upconv.kernels import depthwise_last, indirect, overlap_add_last, overlap_add_last_blocks, winograd_last
+from upconv.kernels import depthwise_last, indirect, overlap_add_last, overlap_add_last_blocks, strassen_last, winograd_last
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -55,7 +55,8 @@ def test_integers_come_out_exactly(kernel: Any, problem: Problem, bias: bool, th
     if kernel is depthwise_last:
         wide = replace(spec, **dict.fromkeys(("in_channels", "out_channels", "groups"), spec.in_channels + 7))
     else:
-        wide = replace(spec, in_channels=spec.in_channels * 9, out_channels=spec.out_channels * 10)
+        more = (24, 32) if kernel is strassen_last else (9, 10)
+        wide = replace(spec, in_channels=spec.in_channels * more[0], out_channels=spec.out_channels * more[1])
     problem = replace(problem, spec=wide)
     assume(takes(kernel, problem))
     check(kernel, problem, threads=min(threads, runs.threads_allowed()), bias=bias)
@@ -77,6 +78,13 @@ EDGES: list[dict[str, Any]] = [
     dict(size=(26, 31), in_channels=9, out_channels=16, kernel_size=6, stride=2, output_padding=1),
     dict(size=(3, 5, 6), in_channels=18, out_channels=19, kernel_size=3, stride=2, padding=1, output_padding=1),
     dict(size=(7, 9, 8), in_channels=17, out_channels=24, kernel_size=(5, 3, 4), stride=2, padding=1, transposed=False),
+    # of channels that can be halved
+    dict(size=(5, 7), in_channels=36, out_channels=70, kernel_size=2, stride=2, batch=3),
+    dict(size=(13, 3), in_channels=64, out_channels=42, kernel_size=(4, 1), stride=(2, 1), padding=(1, 0), output_padding=(1, 0)),
+    dict(size=(1, 1), in_channels=32, out_channels=34, kernel_size=3, stride=4, output_padding=2, batch=5),
+    dict(size=(3, 4, 5), in_channels=68, out_channels=64, groups=2, kernel_size=2, stride=2, batch=2),
+    dict(size=(12, 10), in_channels=40, out_channels=48, kernel_size=2, stride=2, transposed=False),
+    dict(size=(31,), in_channels=34, out_channels=32, kernel_size=3, padding=1, transposed=False, batch=2),
 ]
 
 
@@ -167,9 +175,8 @@ def test_input_channels_round_the_vector(kernel: Any, channels: int) -> None:
 @pytest.mark.parametrize("positions", [1, 5, 6, 7, 11, 12, 13, 47, 48, 49, 300])
 def test_positions_round_the_tile_and_the_block(kernel: Any, positions: int) -> None:
     for transposed in (True, False):
-        layer = (
-            dict(in_channels=16, out_channels=16, groups=16) if kernel is depthwise_last else dict(in_channels=11, out_channels=16)
-        )
+        channels = {depthwise_last: (16, 16), strassen_last: (34, 34)}.get(kernel, (11, 16))
+        layer = dict(in_channels=channels[0], out_channels=channels[1], groups=16 if kernel is depthwise_last else 1)
         check(kernel, runs.make(transposed, size=(positions,), kernel_size=3, padding=1, **layer), threads=2)
 
 
@@ -285,12 +292,21 @@ def plan_last(shape: tuple[int, ...], out: int, **layer: Any) -> planner.Plan | 
 
 
 def test_it_is_chosen_where_reordering_costs_more() -> None:
-    plan = plan_last((1, 192, 80, 80), 192, kernel_size=2, stride=2)
+    plan = plan_last((1, 195, 80, 80), 195, kernel_size=2, stride=2)
     assert plan is not None
     assert plan.algorithm == "indirect"
     assert "channels last" in str(plan)
     assert "reordering included" in str(plan)
     assert plan_last((1, 1024, 2, 2), 512, kernel_size=4, stride=2, padding=1) is None  # its weights come more slowly
+
+
+@pytest.mark.skipif(targets.host().lanes(4) < 8, reason="short vectors leave less to save")
+def test_halves_are_multiplied_where_there_are_many_channels() -> None:
+    plan = plan_last((2, 512, 32, 32), 512, kernel_size=2, stride=2)
+    assert plan is not None
+    assert plan.algorithm == "strassen_last"
+    assert "channels last, seven products of halves in place of eight, blocks of" in str(plan)
+    assert plan.module.macs(plan.problem, plan.blocking) * 2 < 0.9 * plan.problem.flops
 
 
 def test_few_outputs_are_taken_as_patches() -> None:

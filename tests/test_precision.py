@@ -10,7 +10,7 @@ import pytest
 import upconv
 from upconv import execute, planner
 from upconv.codegen import target as targets
-from upconv.kernels import direct, winograd, winograd_last, winograd_middle, winograd_wide
+from upconv.kernels import direct, winograd, winograd_middle, winograd_wide
 from upconv.planner import Plan
 from upconv.spec import Problem
 
@@ -62,7 +62,7 @@ def error(kernel, problem: Problem, x, weight, truth) -> float:
     how = kernel.blocking(problem, target, 1)
     prepared = execute.Prepared(Plan(problem, target, 1, kernel.NAME, kernel.code_name(problem, how, target), "", how, ()))
     y = np.empty(problem.output_shape, problem.dtype)
-    if kernel is winograd_last:  # arrays of the same sizes in the other order
+    if kernel in planner.LAST:  # arrays of the same sizes in the other order
         n, c, *size = problem.output_shape
         prepared(np.ascontiguousarray(np.moveaxis(x, 1, -1)).reshape(x.shape), weight, None, y)
         y = np.moveaxis(y.reshape(n, *size, c), -1, 1)

@@ -12,7 +12,7 @@ import kernel_runs as runs
 import upconv
 from upconv.codegen import target as targets
 from upconv.codegen.ir import Function, Value
-from upconv.kernels import strassen, strassen_twice, winograd, winograd_cuts
+from upconv.kernels import strassen, strassen_last, strassen_twice, winograd, winograd_cuts
 from upconv.kernels.strassen_products import LEFT, PRODUCTS, RIGHT, SUM, left, places, row_and_column
 from upconv.kernels.strassen_sums import Sums, emit_right
 
@@ -83,6 +83,19 @@ def test_no_image_of_a_batch_touches_another(kernel: Any, name: str, special: fl
     with np.errstate(over="ignore", invalid="ignore"):
         got = runs.run_kernel(kernel, problem, runs.Operands(x, plain.weight, plain.bias, plain.expected), HOST)
     np.testing.assert_array_equal(got[[0, 2]], plain.expected[[0, 2]])
+
+
+@needs_vectors
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (2, 1)])
+def test_no_image_of_a_batch_touches_another_where_channels_are_last(size: tuple[int, int]) -> None:
+    problem = runs.make(batch=3, size=size, in_channels=64, out_channels=64, kernel_size=2, stride=2)
+    given, shape = runs.operands(problem), problem.output_shape
+    x = np.ascontiguousarray(np.moveaxis(given.x, 1, -1))
+    x[1] = np.nan
+    got = runs.run_kernel(strassen_last, problem, runs.Operands(x, given.weight, given.bias, given.expected), HOST)
+    got = np.moveaxis(got.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+    np.testing.assert_array_equal(got[[0, 2]], given.expected[[0, 2]])
+    assert np.isnan(got[1]).all()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from upconv.kernels import (
     overlap_add_last,
     overlap_add_rows,
     strassen,
+    strassen_last,
     strassen_twice,
     winograd,
     winograd_last,
@@ -35,7 +36,7 @@ CANDIDATES: tuple[Any, ...] = (
     depthwise,
 )  # fmt: skip
 """Every kernel that plans choose from; the reference runs what none of them takes."""
-LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, depthwise_last)
+LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, strassen_last, depthwise_last)
 """Those for arrays that have their channels last."""
 REORDERED, REORDERING = 5e9, 20e-6
 """Bytes a second and thread, read and written, of reordering between channels-first and channels-last; and the seconds that the

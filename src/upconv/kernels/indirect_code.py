@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
-from upconv.codegen.ir import SIZES, Carry, Function, Value, module, vector
+from upconv.codegen.ir import SIZES, Carry, Function, Value, lanes_of, module, vector
+from upconv.codegen.target import LINE
 from upconv.kernels import columns, microkernel, positions
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -75,14 +77,18 @@ def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
         f.masked_load(type_, bias[v * tile.lanes], f.lanes_between(v * tile.lanes, 0, valid, tile.lanes)) for v in range(vectors)
     ]
     full = valid.equals(vectors * tile.lanes)
-    with f.loop(0, (width + (many - 1)) // many, name="t") as t:
+    # what the next chunk multiplies is asked for, by each register tile as large a share
+    tiles, lines = (width + (many - 1)) // many, ceil(vectors * tile.lanes * SIZES[element] / LINE)
+    apart, following = (tiles + (LINE - 1)) // tiles, weight[taps * channels * tile.rows].of("i8")
+    with f.loop(0, tiles, name="t") as t:
         row = table[t * (taps + 1) * many]
         over_taps = Carry([*[zero] * (many * vectors), weight])
+        share = following[t * taps * channels * (lines * apart)]
         with f.loop(0, taps, name="tap", carry=over_taps) as tap:
             sources = [f.load_pointer(row[tap * many + j], element)[x_at] for j in range(many)]
             *sums, left = over_taps.values
-            ask = left[microkernel.AHEAD // SIZES[element]] if tile.asks else None
-            sums, left = microkernel.rows_times_scalars(f, type_, sums, left, tile.rows, vectors, sources, channels, ask)
+            ask = share[tap * channels * (lines * apart)] if tile.asks else None
+            sums, left = microkernel.rows_times_scalars(f, type_, sums, left, tile.rows, vectors, sources, channels, ask, apart)
             over_taps.next = [*sums, left]
         sums = over_taps.results[:-1]
         here = width - t * many
@@ -94,7 +100,17 @@ def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
                     for v, value in enumerate(done):
                         f.store(value, to[v * tile.lanes])
                 with f.otherwise(full, name="part"):
-                    for v, value in enumerate(done):
-                        f.store(value, line[v * tile.lanes])
-                    f.call(copy, [line, to, valid])
+                    _store_part(f, done, to, valid, line, copy)
     return f
+
+
+def _store_part(f: Function, values: list[Value], to: Value, valid: Value, line: Value, copy: Function) -> None:
+    """Stores the first `valid` elements of values that follow one another."""
+    lanes = lanes_of(values[0].type)
+    for v, value in enumerate(values):
+        left = valid - v * lanes
+        with f.when(left >= lanes, name="whole"):
+            f.store(value, to[v * lanes])
+        with f.when((left > 0) & (left < lanes), name="rest"):
+            f.store(value, line)
+            f.call(copy, [line, to[v * lanes], left])

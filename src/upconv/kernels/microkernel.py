@@ -241,24 +241,26 @@ def _step(f: Function, tile: Tile, sums: list[Value], a: Value, b: Value) -> lis
 
 def rows_times_scalars(
     f: Function, type_: str, sums: list[Value], left: Value, rows: int, vectors: int, sources: list[Value], count: Value,
-    ask: Value | None = None,
+    ask: Value | None = None, apart: Int = LINE,
 ) -> tuple[list[Value], Value]:  # fmt: skip
     """(sums, left) after `count` steps: `vectors` vectors of a row of `left` times a scalar of each of the sources.
 
-    Where there is something to `ask` for, it is as `left` is.
+    Where there is something to `ask` for, each step asks at as many places as a row has lines, so many bytes `apart`.
     """
-    line = LINE // SIZES[element_of(type_)]
-    asked = [] if ask is None else [ask]
+    lines = ceil(vectors * lanes_of(type_) * SIZES[element_of(type_)] / LINE)
+    asked = [] if ask is None else [ask.of("i8")]
     steps = Carry([*sums, left, *asked])
     for low, high, step, name in unrolled(f, count, len(sums)):
         with f.loop(low, high, step, name=name, carry=steps) as k:
             (*sums, a), asked = steps.values[: len(sums) + 1], steps.values[len(sums) + 1 :]
             for u in range(step):
-                for there in asked:
-                    for first in range(0, vectors * lanes_of(type_), line):
-                        f.prefetch(there[u * rows + first])
+                for i, there in enumerate(asked):
+                    for _ in range(lines):
+                        f.prefetch(there)
+                        there = there[apart]
+                    asked[i] = there
                 sums = products(f, type_, sums, a[u * rows], vectors, [source[k + u] for source in sources])
-            steps.next = [*sums, a[step * rows], *(there[step * rows] for there in asked)]
+            steps.next = [*sums, a[step * rows], *asked]
         steps = Carry(steps.results)
     return steps.values[: len(sums)], steps.values[len(sums)]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from math import ceil
 
 from upconv.codegen.ir import SIZES, vector
@@ -81,6 +82,31 @@ def turned_tile(element: str, target: Target, columns: float) -> Tile:
     return Tile(element, lanes, 2 * lanes, 1, most, cycles=cycles)
 
 
+LAST_COLUMNS, LAST_VECTORS = 6, 4
+"""Columns, and vectors of rows at most, of a tile for arrays with their channels last: each column is read at a place of its own,
+and registers hold so many addresses."""
+
+
+@lru_cache(maxsize=512)
+def last_tile(dtype: str, target: Target, rows: int) -> Tile:
+    """The turned tile for arrays with their channels last, for the fewest cycles over so many rows.
+
+    Nothing is turned back, so that there can be more columns than lanes.
+    """
+    found = []
+    for (lanes, cycles), vectors in product(target.vectors(SIZES[ELEMENTS[dtype]]), range(LAST_VECTORS, 0, -1)):
+        most = next((n for n in range(LAST_COLUMNS, 0, -1) if fits(n, vectors, target)), 1)
+        found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, most, cycles=cycles))
+    return min(found, key=lambda tile: chunks_cycles(tile, rows) / tile.turned)
+
+
+def chunks_cycles(tile: Tile, rows: int) -> float:
+    """Cycles of a step of so many rows in a turned tile's: whole tiles, and one of a vector where that is enough for the rest."""
+    whole, rest = divmod(rows, tile.rows)
+    last = replace(tile, rows=tile.lanes) if rest <= tile.lanes else tile
+    return whole * step_cycles(tile) + (step_cycles(last) if rest else 0.0)
+
+
 WEIGHTS = 6.0
 """Bytes of weights a cycle that tiles of one vector read from the second-level cache. Measured: 1024 -> 256 k4s2 on 16 x 16, 24
 columns, takes 7.0 ms in tiles of 13 x 16 and of 13 x 8, 6.1 ms in those of 8 x 24."""
@@ -93,7 +119,7 @@ def step_cycles(tile: Tile) -> float:
     """
     if tile.turned:
         vectors = tile.rows // tile.lanes
-        return max(vectors * tile.turned * tile.cycles, 4.0) + 0.3
+        return max(vectors * tile.turned * tile.cycles, (vectors + tile.turned) * tile.cycles, 4.0) + 0.3
     crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
     loads = tile.rows + tile.vectors * crossing
     weights = tile.rows * SIZES[tile.element] / WEIGHTS

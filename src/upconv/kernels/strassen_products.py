@@ -32,6 +32,10 @@ PRODUCTS = {1: 1, 2: 7, 4: 49}
 """Slices of each dimension -> products: of halves, and of quarters, where the products of halves are taken so as well."""
 
 
+SLICES = {1: "", 2: "seven products of halves in place of eight, ", 4: "49 products of quarters in place of 64, "}
+"""What a plan says of them."""
+
+
 def left(slices: int) -> NDArray[np.float64]:
     """(product, slice): what each product multiplies on the left, slices of the matrix row by row.
 

@@ -26,7 +26,7 @@ from upconv.kernels import columns, listing, register_tile, store, weights, wino
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
-from upconv.kernels.strassen_products import PRODUCTS, left
+from upconv.kernels.strassen_products import PRODUCTS, SLICES, left
 from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_cuts import ALONE, positions
@@ -343,9 +343,6 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     return cycles * how.chunks * problem.spec.groups
 
 
-_SLICES = {1: "", 2: "seven products of halves in place of eight, ", 4: "49 products of quarters in place of 64, "}
-
-
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
     phases = prod(steps(problem.spec)[0])
@@ -354,7 +351,7 @@ def describe(problem: Problem, how: Blocking) -> str:
         apart = any(way.apart for way in how.ways)
         shared = "phases in tiles of their own, " if apart else f"the {phases} phases share one input transform, "
     points = f"{how.points} points, " if how.points > 1 else ""
-    slices = _SLICES[how.slices]
+    slices = SLICES[how.slices]
     tiles = "tiles" if how.points > 1 else "columns"
     tiles += " of one position" if how.by_position else ""
     return f"{shared}{points}{slices}blocks of {how.block} {tiles} x {how.chunk * how.slices} channels"

@@ -3,14 +3,18 @@
 The tiles, transforms and products are those of `winograd.py`. Here the columns of a GEMM are tiles that are broadcast, and
 output channels stand in the lanes: x is read where it stands, its vectors transformed as they are, and sums are stored as rows
 of y. A chunk holds output channels of one phase, and leaves out the points at which the phase has no taps.
+
+Strassen's products (`strassen_last.py`) are taken here as well: channels and the tiles of an image are cut into slices then, and
+a column is a tile of each.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
-from math import ceil, inf, prod
+from itertools import accumulate, product
+from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,7 @@ from upconv.kernels import columns, register_tile, weights, winograd_last_code
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.register_tile import Tile
+from upconv.kernels.strassen_products import PRODUCTS, SLICES, left
 from upconv.kernels.winograd_depth import Residue, class_taps, classes, depth_of, depth_taps, live, weight_places
 from upconv.kernels.winograd_last_code import Code
 from upconv.kernels.winograd_tiles import NARROW, WIDE, Points, Tiling, lines, steps, tiling_of, too_short, ways_of, windows
@@ -42,10 +47,11 @@ WORKSPACE = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """Sizes of the loops. `block` counts tiles, `splits` into how many shares the chunks of a block are cut."""
+    """Sizes of the loops. `block` counts columns, `splits` into how many shares the chunks of a block are cut."""
 
     tile: Tile
     tiling: Tiling
+    slices: int
     block: int
     count: int
     splits: int
@@ -53,25 +59,35 @@ class Blocking:
 
     @property
     def depth_part(self) -> int:
-        return part_of(self.tiling, 1, False)
+        return part_of(self.tiling, self.slices, False)
 
     @property
     def points(self) -> int:
-        return len(self.tiling.points)
+        """Products at all points of the tiles."""
+        return len(self.tiling.points) * PRODUCTS[self.slices]
+
+    @property
+    def depth(self) -> int:
+        """Of V, for a column and point."""
+        return self.tiling.depth // self.slices
 
     @property
     def room(self) -> int:
-        """Tiles that there is room for: whole columns of register tiles."""
+        """Columns that there is room for: those of whole register tiles."""
         return round_up(self.block, self.tile.turned)
 
     @property
     def v_pitch(self) -> int:
-        return _v_pitch(self.tiling, self.tile)
+        return _v_pitch(self.depth, self.tile)
 
     @property
     def m_pitch(self) -> int:
         """Elements of M a register tile, a line more so that they do not meet in the same sets of the cache."""
         return self.points * self.tile.turned * self.tile.rows + LINE // SIZES[self.tile.element]
+
+    @property
+    def table_bytes(self) -> int:
+        return round_up(self.block * self.slices * winograd_last_code.TILE * 8, LINE)
 
     @property
     def v_bytes(self) -> int:
@@ -83,13 +99,13 @@ class Blocking:
 
     @property
     def workspace_bytes(self) -> int:
-        return self.v_bytes + self.m_bytes + round_up(self.tile.lanes * SIZES[self.tile.element], LINE)
+        return self.table_bytes + self.v_bytes + self.m_bytes + round_up(self.tile.lanes * SIZES[self.tile.element], LINE)
 
 
-def _v_pitch(tiling: Tiling, tile: Tile) -> int:
-    """Elements of V a tile and point: the depth, room for the last vector, and a line more, as for M."""
+def _v_pitch(depth: int, tile: Tile) -> int:
+    """Elements of V a column and point: the depth, room for the last vector, and a line more, as for M."""
     line = LINE // SIZES[tile.element]
-    return round_up(tiling.depth + tile.lanes, line) + line
+    return round_up(depth + tile.lanes, line) + line
 
 
 # -- the choice ------------------------------------------------------------------------------------------------------------
@@ -97,6 +113,16 @@ def _v_pitch(tiling: Tiling, tile: Tile) -> int:
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
+    reason = refuses(problem, target)
+    if reason:
+        return reason
+    if not any(way.transformed for way in tiling_of(problem.spec).ways):
+        return "one tap a phase: nothing to save"
+    return None
+
+
+def refuses(problem: Problem, target: Target) -> str | None:
+    """Why a problem has no tiles that are worth their transforms, or None."""
     spec, lanes = problem.spec, target.lanes(problem.itemsize)
     if folded(spec):
         return folded(spec)
@@ -105,8 +131,6 @@ def rejects(problem: Problem, target: Target) -> str | None:
     ways = ways_of(spec, NARROW)
     if isinstance(ways, str):
         return ways
-    if not any(way.transformed for way in ways):
-        return "one tap a phase: nothing to save"
     least = min(spec.in_channels, spec.out_channels) // spec.groups
     if least < lanes:
         return f"{least} channels a group: fewer than lanes"
@@ -116,25 +140,37 @@ def rejects(problem: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """The windows, of four or of six in the last dimension, that are estimated to take less time."""
-    offers = [_blocking(problem, target, threads, NARROW)]
+    offers = [blocks(problem, target, threads, NARROW)]
     if not too_short(problem.spec):
-        offers.append(_blocking(problem, target, threads, WIDE))
+        offers.append(blocks(problem, target, threads, WIDE))
     return min(offers, key=lambda how: cost(problem, how, target, threads))
 
 
-def _blocking(problem: Problem, target: Target, threads: int, last: Points) -> Blocking:
+def blocks(problem: Problem, target: Target, threads: int, last: Points, slices: int = 1) -> Blocking:
     """Equal blocks, whose chunks are shared by threads where they are few."""
-    tile = register_tile.turned_tile(register_tile.ELEMENTS[problem.dtype], target, inf)
+    tile = register_tile.last_tile(problem.dtype, target, _slice(problem, slices)[1])
     tiling, many = tiling_of(problem.spec, last), tile.turned
-    chunks = len(_chunks(problem, tiling, tile))
-    size = len(tiling.points) * chunks * tile.rows * tiling.depth * problem.itemsize
-    per_tile = len(tiling.points) * (_v_pitch(tiling, tile) + tile.rows) * problem.itemsize
-    most = min(MANY if size > LARGE else FEW, max(WORKSPACE // per_tile // many, 1) * many)
-    total = columns.count(problem.batch, lines(problem, tiling.ways))
+    chunks = len(_chunks(problem, tiling, tile, slices))
+    points, depth = len(tiling.points) * PRODUCTS[slices], tiling.depth // slices
+    size = points * chunks * tile.rows * depth * problem.itemsize
+    per_column = points * (_v_pitch(depth, tile) + tile.rows) * problem.itemsize
+    most = min(MANY if size > LARGE else FEW, max(WORKSPACE // per_column // many, 1) * many)
+    total = problem.batch * ceil(_image(problem, tiling) / slices)
     block = round_up(ceil(total / ceil(total / most)), many)
     count = ceil(total / block)
     splits = jobs.shares(chunks, count * problem.spec.groups, threads, 3) if threads > 1 else 1
-    return Blocking(tile, tiling, block, count, splits, chunks)
+    return Blocking(tile, tiling, slices, block, count, splits, chunks)
+
+
+def _image(problem: Problem, tiling: Tiling) -> int:
+    """Tiles of an image."""
+    return columns.count(1, lines(problem, tiling.ways))
+
+
+def _slice(problem: Problem, slices: int) -> tuple[int, int]:
+    """Input and output channels a group, of one slice."""
+    spec = problem.spec
+    return spec.in_channels // spec.groups // slices, spec.out_channels // spec.groups // slices
 
 
 def _phases(tiling: Tiling) -> list[tuple[Residue, int]]:
@@ -144,9 +180,9 @@ def _phases(tiling: Tiling) -> list[tuple[Residue, int]]:
     return [(residue, number) for number, c in enumerate(classes(tiling)) for residue in c.residues]
 
 
-def _chunks(problem: Problem, tiling: Tiling, tile: Tile) -> list[tuple[int, ...]]:
+def _chunks(problem: Problem, tiling: Tiling, tile: Tile, slices: int) -> list[tuple[int, ...]]:
     """(phase in three dimensions, first output channel, channels, class) of each chunk."""
-    m = problem.spec.out_channels // problem.spec.groups
+    _, m = _slice(problem, slices)
     firsts = range(0, m, tile.rows)
     return [(*phase, c, min(tile.rows, m - c), number) for phase, number in _phases(tiling) for c in firsts]
 
@@ -155,23 +191,26 @@ def _chunks(problem: Problem, tiling: Tiling, tile: Tile) -> list[tuple[int, ...
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """U in the order the tiles read it: [group][chunk][point][depth tap][channel][row]."""
+    """U in the order the tiles read it: [group][chunk][product][point][depth tap][channel][row]."""
     spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
-    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    c, m = _slice(problem, how.slices)
     step, channel_step, group_step = weights.strides(spec)
-    chunks = np.array(_chunks(problem, tiling, how.tile))
+    chunks = np.array(_chunks(problem, tiling, how.tile, how.slices))
     place = weight_places(tiling, np.repeat(chunks[:, None, :3], rows, axis=1))
     place = place.reshape(*place.shape[:2], 1, -1, rows)
     channel = (chunks[:, 3, None] + np.arange(rows))[:, None, None, None]
     where = np.where((channel < m) & (place >= 0), channel * step + place, -1)
+    slices = [i * m * step + j * c * channel_step for i, j in product(range(how.slices), repeat=2)]
+    where = np.concatenate([np.where(where < 0, -1, where + slice_) for slice_ in slices], axis=-2)
     first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
-    transform = weights.Transform(how.tile.element, rows, False, weights.rows_of(first), weights.rows_of(second))
+    sliced = first if how.slices == 1 else np.kron(left(how.slices), np.eye(1) if first is None else first)
+    transform = weights.Transform(how.tile.element, rows, False, weights.rows_of(sliced), weights.rows_of(second))
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c, how.chunks)
 
 
 def packing(problem: Problem, how: Blocking) -> object:
     """What the packed weight's layout depends on besides the layer."""
-    return (how.tile.rows, how.tiling.wide)
+    return (how.tile.rows, how.tiling.wide, how.slices)
 
 
 # -- run-time numbers --------------------------------------------------------------------------------------------------
@@ -179,17 +218,18 @@ def packing(problem: Problem, how: Blocking) -> object:
 
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
-    spec, tiling = problem.spec, how.tiling
-    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    chunk = tiling.depth * how.tile.rows
+    spec, tiling, image = problem.spec, how.tiling, _image(problem, how.tiling)
+    c, m = _slice(problem, how.slices)
+    chunk, part = how.depth * how.tile.rows, ceil(image / how.slices)
     slots = {
         "channels": c, "channels_out": m, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
-        "tiles": columns.count(problem.batch, lines(problem, tiling.ways)), "block": how.block, "block_count": how.count,
+        "x_group": spec.in_channels // spec.groups, "y_group": spec.out_channels // spec.groups,
+        "image": image, "part": part, "columns": problem.batch * part, "block": how.block, "block_count": how.count,
         "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
         "depth_taps": len(depth_taps(tiling)), "depth_part": how.depth_part, "room": how.room,
         "v_pitch": how.v_pitch, "m_pitch": how.m_pitch, "weight_chunk": how.points * chunk, "weight_point": chunk,
-        "weight_group": how.points * how.chunks * chunk, "v_bytes": how.v_bytes, "m_bytes": how.m_bytes,
-        "workspace_bytes": how.workspace_bytes,
+        "weight_group": how.points * how.chunks * chunk, "table_bytes": how.table_bytes, "v_bytes": how.v_bytes,
+        "m_bytes": how.m_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     out_steps, planes = steps(spec)
     origins = []
@@ -203,22 +243,22 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     reads = [tuple(w.origin + w.step * g + p for w, g, p in zip(origins, *tap, strict=True)) for tap in depth_taps(tiling)]
     tables = {
         "reads": np.array(reads, np.int64), "chunks": _chunk_table(problem, how),
-        "live": _live(tiling), "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
+        "live": _live(tiling, how.slices), "zeros": np.zeros(ceil(spec.in_channels * problem.itemsize / 8), np.int64),
     }  # fmt: skip
     return jobs.Bound(slots, tables, tasks(problem, how))
 
 
 def _chunk_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     """The chunks, and how far on in y the next one's outputs are."""
-    chunks = np.array(_chunks(problem, how.tiling, how.tile), np.int64)
+    chunks = np.array(_chunks(problem, how.tiling, how.tile, how.slices), np.int64)
     _, h, w = lines(problem, how.tiling.ways)
     place = ((chunks[:, 0] * h.out_size + chunks[:, 1]) * w.out_size + chunks[:, 2]) * problem.spec.out_channels + chunks[:, 3]
     return np.column_stack([chunks, np.append(np.diff(place), 0)])
 
 
 @lru_cache(maxsize=512)
-def _live(tiling: Tiling) -> NDArray[np.int64]:
-    """For each class of phases and point, what is not all zeros: (first row of the depth, rows), and the next point with some."""
+def _live(tiling: Tiling, slices: int) -> NDArray[np.int64]:
+    """For each class of phases, product and point, what is not all zeros: (first row of the depth, rows), and the next point."""
     spec, every = tiling.spec, classes(tiling)
     if spec.transposed:
         found = [
@@ -230,6 +270,7 @@ def _live(tiling: Tiling) -> NDArray[np.int64]:
         channels = spec.in_channels // spec.groups
         starts = [0, *accumulate(len(class_taps(tiling, c)) * channels for c in every)]
         found = [[(starts[k.start], starts[k.stop] - starts[k.start]) for k in kept]]
+    found = [[(first // slices, rows // slices) for first, rows in row] * PRODUCTS[slices] for row in found]
     following = [[next((i for i in range(at + 1, len(row)) if row[i][1]), len(row)) for at in range(len(row))] for row in found]
     return np.concatenate([np.array(found, np.int64), np.array(following, np.int64)[:, :, None]], axis=2)
 
@@ -238,13 +279,16 @@ def _live(tiling: Tiling) -> NDArray[np.int64]:
 
 
 def _code(problem: Problem, how: Blocking) -> Code:
-    return Code(how.tile, how.tiling.ways, problem.spec.activation)
+    return Code(how.tile, how.slices, how.tiling.ways, problem.spec.activation)
+
+
+_NAMES = {1: NAME, 2: "strassen_last"}
 
 
 def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     """The kernel's symbol, which decodes itself."""
     kind = "convt" if problem.spec.transposed else "conv"
-    names = [NAME, *(f"f{way.outputs}x{way.taps}" for way in how.tiling.ways if way.transformed)]
+    names = [_NAMES[how.slices], *(f"f{way.outputs}x{way.taps}" for way in how.tiling.ways if way.transformed)]
     return f"{kind}_f{problem.itemsize * 8}_{'_'.join(names)}_{how.tile}_{target.name}"
 
 
@@ -268,13 +312,20 @@ def tasks(problem: Problem, how: Blocking) -> int:
 
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds of the GEMMs, padding of tiles included; none where transformed weights are zero."""
-    return round(_steps(problem, how) * how.count * how.room * how.tile.rows)
+    steps_ = sum(n * chunks * _rows(how, last) for n, chunks, last in _steps(problem, how))
+    return round(steps_ * how.count * how.room * problem.spec.groups)
 
 
-def _steps(problem: Problem, how: Blocking) -> int:
-    """Steps of a column of register tiles, all chunks and points together."""
-    rows = _live(how.tiling)[:, :, 1].sum(axis=1)
-    return int(sum(rows[chunk[-1]] for chunk in _chunks(problem, how.tiling, how.tile))) * problem.spec.groups
+def _steps(problem: Problem, how: Blocking) -> list[tuple[int, int, int]]:
+    """(steps of a column of register tiles, chunks, channels) of chunks that are alike, all points together."""
+    rows = _live(how.tiling, how.slices)[:, :, 1].sum(axis=1)
+    alike = Counter((int(rows[number]), channels) for *_, channels, number in _chunks(problem, how.tiling, how.tile, how.slices))
+    return [(n, chunks, channels) for (n, channels), chunks in alike.items()]
+
+
+def _rows(how: Blocking, channels: int) -> int:
+    """Rows that are computed for a chunk: of one vector where that is enough."""
+    return how.tile.lanes if channels <= how.tile.lanes else how.tile.rows
 
 
 TO, BACK, END = 12.0, 8.0, 50.0
@@ -286,12 +337,13 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     """Estimated seconds: the GEMMs, the transforms, the bytes moved and the weights streamed, on the threads' share."""
     spec, tile, item = problem.spec, how.tile, problem.itemsize
     tiles, steps_ = how.count * how.room, _steps(problem, how)
-    ends = how.chunks * spec.groups * how.points * ceil(how.tiling.depth / how.depth_part)
-    gemm = tiles / tile.turned * (steps_ * register_tile.step_cycles(tile) + ends * END)
-    to = TO * ceil(how.tiling.depth / tile.lanes) * spec.groups * how.splits
+    cycles = sum(n * chunks * register_tile.chunks_cycles(tile, channels) for n, chunks, channels in steps_) * spec.groups
+    ends = how.chunks * spec.groups * how.points * ceil(how.depth / how.depth_part)
+    gemm = tiles / tile.turned * (cycles + ends * END)
+    to = TO * ceil(how.depth / tile.lanes) * spec.groups * how.splits
     back = BACK * how.chunks * spec.groups * tile.rows / tile.lanes
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * item
-    streamed = how.count * steps_ * tile.rows * item
+    streamed = how.count * spec.groups * sum(n * chunks for n, chunks, _ in steps_) * tile.rows * item
     share = jobs.busiest_share([(tasks(problem, how), 1.0)], threads)
     return register_tile.seconds(target, share, gemm, (to + back) * tiles * how.points, moved, streamed)
 
@@ -299,5 +351,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
     phases = prod(steps(problem.spec)[0])
-    shared = f"the {phases} phases share one input transform, " if phases > 1 else ""
-    return f"channels last, {shared}{how.points} points, blocks of {how.block} tiles"
+    several = len(how.tiling.points)
+    shared = f"the {phases} phases share one input transform, " if phases > 1 and several > 1 else ""
+    points = f"{several} points, " if several > 1 else ""
+    tiles = "tiles" if how.slices == 1 else "columns"
+    return f"channels last, {shared}{points}{SLICES[how.slices]}blocks of {how.block} {tiles}"

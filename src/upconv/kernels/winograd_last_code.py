@@ -1,21 +1,24 @@
 """The code of Winograd for arrays with their channels last: windows to V, products to M, M to rows of y.
 
 Vectors are of channels throughout, so that nothing is transposed or woven: a window's elements are vectors where x has them, and an
-output's are stored side by side.
+output's are stored side by side. Where there are slices (`strassen_products.py`), a column is a tile of each, and what they add up
+to stands at each point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from math import ceil
 
-from upconv.codegen.ir import Function, Int, Value, module
+from upconv.codegen.ir import SIZES, Carry, Function, Value, module
+from upconv.codegen.target import LINE
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
 from upconv.kernels.register_tile import Tile
+from upconv.kernels.strassen_products import PRODUCTS, places, row_and_column
+from upconv.kernels.strassen_sums import Sums, emit_right
 from upconv.kernels.winograd_tiles import Way
 from upconv.kernels.winograd_way import divisors, transform
 from upconv.spec import Activation
@@ -26,15 +29,16 @@ tile, cropped, and from one of a tile's outputs to the next."""
 SLOTS = jobs.Slots(
     (
         "x", "weight", "bias", "y", "zeros", "reads", "chunks", "live", "channels", "channels_out", "x_channels", "y_channels",
-        "tiles", "block", "block_count", "splits", "chunks_a_split", "chunk_count", "depth_taps", "depth_part", "room",
-        "v_pitch", "m_pitch", "weight_chunk", "weight_point", "weight_group", "v_bytes", "m_bytes",
+        "x_group", "y_group", "image", "part", "columns", "block", "block_count", "splits", "chunks_a_split", "chunk_count",
+        "depth_taps", "depth_part", "room", "v_pitch", "m_pitch", "weight_chunk", "weight_point", "weight_group", "table_bytes",
+        "v_bytes", "m_bytes",
         *(f"{name}_{d}" for name in _SIZES for d in "dhw"),
     )
 )  # fmt: skip
-READ, CHUNK, LIVE = 3, 7, 3
+READ, CHUNK, LIVE, TILE = 3, 7, 3, 8
 """Numbers a depth tap: a window's first element from where the tile begins, in d, h and w; a chunk: its phase in d, h and w, first
 channel, channels, class, and how far on in y the next one is; a class and point: the first row of the depth that is not all
-zeros, rows, and the next point that has some."""
+zeros, rows, and the next point that has some; a tile: where it begins in x, and there in d, h and w, and the same in y."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Code:
     """Everything that the emitted code depends on."""
 
     tile: Tile
+    slices: int
     ways: tuple[Way, Way, Way]
     activation: Activation | None
 
@@ -49,11 +54,21 @@ class Code:
     def points(self) -> list[tuple[int, int]]:
         return list(product(range(self.ways[1].window), range(self.ways[2].window)))
 
+    @property
+    def products(self) -> int:
+        """Of the slices, at all points: product by product."""
+        return PRODUCTS[self.slices] * len(self.points)
+
+    @property
+    def lines(self) -> int:
+        """Of a row of weights."""
+        return ceil(self.tile.rows * SIZES[self.tile.element] / LINE)
+
 
 def emit(code: Code) -> str:
     """The module's IR text; its entry is `entry(job)`."""
-    tile, points = code.tile, len(code.points)
-    copy, do_windows = columns.emit_copy(tile.element, tile.lanes), _emit_windows(code)
+    tile = code.tile
+    copy, do_table, do_windows = columns.emit_copy(tile.element, tile.lanes), _emit_table(code), _emit_windows(code)
     do_outputs = _emit_outputs(code, copy)
     do_tiles = [_emit_tile(code, tile.rows // tile.lanes, "wide"), _emit_tile(code, 1, "narrow")]
     do_products = [_emit_products(code, do_tile) for do_tile in do_tiles]
@@ -63,15 +78,17 @@ def emit(code: Code) -> str:
         s = {name: SLOTS.read(f, job, name) for name in names}
         block, split, group = jobs.place_of(number, s)
         low = block * s["block"]
-        width = f.minimum(s["tiles"] - low, s["block"])
-        v, rest = workspace.of(tile.element), workspace[s["v_bytes"]]
+        width = f.minimum(s["columns"] - low, s["block"])
+        table, rest = workspace, workspace[s["table_bytes"]]
+        v, rest = rest.of(tile.element), rest[s["v_bytes"]]
         m, line = rest.of(tile.element), rest[s["m_bytes"]]
-        f.call(do_windows, [job, low, width, group * s["channels"], v])
+        f.call(do_table, [job, low, width, table])
+        f.call(do_windows, [job, table, width, group * s["x_group"], v])
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunk_count"]), name="chunk") as chunk:
             entry = SLOTS.pointer(f, job, "chunks", "i64")[chunk * CHUNK]
             channel, channels, class_ = (f.load("i64", entry[i]) for i in range(3, 6))
-            live = SLOTS.pointer(f, job, "live", "i64")[class_ * (points * LIVE)]
+            live = SLOTS.pointer(f, job, "live", "i64")[class_ * (code.products * LIVE)]
             weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"] + chunk * s["weight_chunk"]]
             at_weight = (weight, s["weight_point"], s["depth_part"])
             arguments = [v, s["v_pitch"], s["room"], width, live, *at_weight, m, s["m_pitch"]]
@@ -80,93 +97,138 @@ def emit(code: Code) -> str:
                 f.call(do_products[1], arguments)
             with f.otherwise(narrow, name="wide"):
                 f.call(do_products[0], arguments)
-            f.call(do_outputs, [job, low, width, entry, group * s["channels_out"] + channel, channels, m, line])
+            f.call(do_outputs, [job, table, width, entry, group * s["y_group"] + channel, channels, m, line])
 
-    return module([copy, do_windows, *do_tiles, *do_products, do_outputs, jobs.emit_entry("entry", SLOTS, task)])
-
-
-@contextmanager
-def _tiles(f: Function, s: dict[str, Value], low: Value, width: Value) -> Iterator[tuple[Value, Value, Value, Value, Value]]:
-    """(number in the block, image, d, h, w) of each of `width` tiles from tile `low` on."""
-    rows, high = s["rows_w"], low + width
-    with f.loop(low // rows, (high - 1) // rows + 1, name="row") as row:
-        start, h, rest = row * rows, row % s["rows_h"], row // s["rows_h"]
-        d, n = rest % s["rows_d"], rest // s["rows_d"]
-        with f.loop(f.maximum(low - start, 0), f.minimum(high - start, rows), name="tile") as w:
-            yield start + w - low, n, d, h, w
+    return module([copy, do_table, do_windows, *do_tiles, *do_products, do_outputs, jobs.emit_entry("entry", SLOTS, task)])
 
 
 def _numbers(f: Function, job: Value) -> dict[str, Value]:
     return {name: SLOTS.read(f, job, name) for name in SLOTS.names[SLOTS.names.index("channels") :]}
 
 
+def _emit_table(code: Code) -> Function:
+    """`table(job, low, width, table)`: the tiles of `width` columns from column `low` on: [column][slice].
+
+    Slices are parts of an image's tiles, so that images stay apart. Where an image has no more, a tile is nowhere.
+    """
+    f = Function("table", [("job", "ptr"), ("low", "i64"), ("width", "i64"), ("table", "ptr")],
+                 attributes="internal noinline nounwind")  # fmt: skip
+    job, low, width, table = f.arguments
+    s, table = _numbers(f, job), table.of("i64")
+    for j in range(code.slices):
+        start = s["part"] * j
+        begin, left = _place(f, s, start), s["image"] - start
+        first = low % s["part"]
+        at = Carry([low // s["part"], first, *_place(f, s, start + first)])
+        with f.loop(0, width, name="column", carry=at) as number:
+            n, i, *place = at.values
+            entry, there = table[(number * code.slices + j) * TILE], i < left
+            numbers = [*_begin(f, s, n, place, ("x", "size", "step")), *_begin(f, s, n, place, ("y", "out", "out_step"))]
+            for k, value in enumerate(numbers):
+                f.store(f.select(there, value, columns.NOWHERE), entry[k])
+            ended = (i + 1).equals(s["part"])
+            following = zip((n + 1, f.value(0), *begin), (n, i + 1, *_next(f, s, place)), strict=True)
+            at.next = [f.select(ended, first_of_image, next_one) for first_of_image, next_one in following]
+    return f
+
+
+def _begin(f: Function, s: dict[str, Value], image: Value, place: list[Value], names: tuple[str, str, str]) -> list[Value]:
+    """(first element, and where that is in d, h and w) of a tile in x or y."""
+    name, size, step = names
+    d, h, w = (q * s[f"{step}_{axis}"] for q, axis in zip(place, "dhw", strict=True))
+    position = ((image * s[f"{size}_d"] + d) * s[f"{size}_h"] + h) * s[f"{size}_w"] + w
+    return [position * s[f"{name}_channels"], d, h, w]
+
+
+def _next(f: Function, s: dict[str, Value], place: list[Value]) -> tuple[Value, Value, Value]:
+    """The place of the next tile of an image."""
+    d, h, w = place
+    beside = (w + 1).equals(s["rows_w"])
+    below = f.select(beside, h + 1, h)
+    behind = below.equals(s["rows_h"])
+    return f.select(behind, d + 1, d), f.select(behind, 0, below), f.select(beside, 0, w + 1)
+
+
+def _place(f: Function, s: dict[str, Value], tile: Value) -> tuple[Value, Value, Value]:
+    """A tile's place in an image, in d, h and w."""
+    row = tile // s["rows_w"]
+    return row // s["rows_h"], row % s["rows_h"], tile % s["rows_w"]
+
+
 def _emit_windows(code: Code) -> Function:
-    """`windows(job, low, width, x_at, v)`: V of the tiles: [point][tile][depth tap][channel].
+    """`windows(job, table, width, x_at, v)`: V of the columns: [product and point][column][depth tap][channel].
 
     The last vector of a depth tap's channels ends in zeros, which the next one's first vector is written over. The columns that a
     register tile has beyond the last tile are zeros: multiplying what memory happens to hold may take long.
     """
     tile, (_, way_h, way_w) = code.tile, code.ways
-    arguments = [("job", "ptr"), ("low", "i64"), ("width", "i64"), ("x_at", "i64"), ("v", "ptr")]
+    arguments = [("job", "ptr"), ("table", "ptr"), ("width", "i64"), ("x_at", "i64"), ("v", "ptr")]
     f = Function("windows", arguments, attributes="internal noinline nounwind")
-    job, low, width, x_at, v = f.arguments
-    v, s = v.of(tile.element), _numbers(f, job)
+    job, table, width, x_at, v = f.arguments
+    v, table, s = v.of(tile.element), table.of("i64"), _numbers(f, job)
     x, zeros = (SLOTS.pointer(f, job, name, tile.element)[x_at] for name in ("x", "zeros"))
     reads, whole = SLOTS.pointer(f, job, "reads", "i64"), s["channels"] // tile.lanes * tile.lanes
     matrices = [way.points.input if way.points else None for way in (way_h, way_w)]
 
-    def go(places: dict[tuple[int, int], Value], to: Value, c: Value, mask: Value | None) -> None:
-        """One vector of channels of a window."""
-        window = {
-            at: f.load(tile.type, place[c]) if mask is None else f.masked_load(tile.type, place[c], mask)
-            for at, place in places.items()
-        }
-        done = transform(f, window, (matrices[0], matrices[1]))
+    def go(every: list[dict[tuple[int, int], Value]], to: Value, c: Value, mask: Value | None) -> None:
+        """One vector of channels of a slice: of the windows of each slice's tile, and of all slices of channels."""
+        slices = []
+        for i, windows in product(range(code.slices), every):
+            at = c + s["channels"] * i if i else c
+            window = {
+                key: f.load(tile.type, place[at]) if mask is None else f.masked_load(tile.type, place[at], mask)
+                for key, place in windows.items()
+            }
+            slices.append(transform(f, window, (matrices[0], matrices[1])))
         for i, point in enumerate(code.points):
-            f.store(done[point], to[s["room"] * s["v_pitch"] * i + c])
+            for n, value in enumerate(emit_right(f, [slice_[point] for slice_ in slices])):
+                f.store(value, to[s["room"] * s["v_pitch"] * (n * len(code.points) + i) + c])
 
     zero, end = Value(f, "zeroinitializer", tile.type), (width + (tile.turned - 1)) // tile.turned * tile.turned
-    with f.loop(width, end, name="none") as number, f.loop(0, len(code.points), name="point") as point:
+    with f.loop(width, end, name="none") as number, f.loop(0, code.products, name="point") as point:
         row = v[(point * s["room"] + number) * s["v_pitch"]]
         with f.loop(0, s["v_pitch"], tile.lanes, name="c") as c:
             f.store(zero, row[c])
-    with _tiles(f, s, low, width) as (number, n, d, h, w), f.loop(0, s["depth_taps"], name="tap") as tap:
-        read = reads[tap * READ]
-        at_d, at_h, at_w = (
-            q * s[f"step_{name}"] + f.load("i64", read[i]) for i, (q, name) in enumerate(zip((d, h, w), "dhw", strict=True))
-        )
-        in_d = f.compare("ult", at_d, s["size_d"])
-        lines = []
-        for i in range(way_h.window):
-            in_h = at_h + s["plane_h"] * i
-            line = (n * s["size_d"] + at_d) * s["size_h"] + in_h
-            lines.append((in_d & f.compare("ult", in_h, s["size_h"]), line * s["size_w"]))
-        places = {}
-        for j in range(way_w.window):
-            in_w = at_w + s["plane_w"] * j
-            there = f.compare("ult", in_w, s["size_w"])
-            for i, (inside, line) in enumerate(lines):
-                places[i, j] = f.select(inside & there, x[(line + in_w) * s["x_channels"]], zeros)
+    with f.loop(0, width, name="column") as number, f.loop(0, s["depth_taps"], name="tap") as tap:
+        tiles = [table[(number * code.slices + j) * TILE] for j in range(code.slices)]
+        every = [_window(f, code, s, entry, reads[tap * READ], x, zeros) for entry in tiles]
         to = v[number * s["v_pitch"] + tap * s["channels"]]
         with f.loop(0, whole, tile.lanes, name="c") as c:
-            go(places, to, c, None)
+            go(every, to, c, None)
         with f.when(whole < s["channels"], name="rest"):
-            go(places, to, whole, f.lanes_between(whole, 0, s["channels"], tile.lanes))
+            go(every, to, whole, f.lanes_between(whole, 0, s["channels"], tile.lanes))
     return f
 
 
+def _window(
+    f: Function, code: Code, s: dict[str, Value], entry: Value, read: Value, x: Value, zeros: Value
+) -> dict[tuple[int, int], Value]:
+    """Where the elements of a tile's window stand, zeros for those that are outside."""
+    _, way_h, way_w = code.ways
+    first, *tile_at = (f.load("i64", entry[i]) for i in range(4))
+    from_d, from_h, from_w = (f.load("i64", read[i]) for i in range(3))
+    at_d, at_h, at_w = (at + by for at, by in zip(tile_at, (from_d, from_h, from_w), strict=True))
+    start = x[first + ((from_d * s["size_h"] + from_h) * s["size_w"] + from_w) * s["x_channels"]]
+    in_d, found = f.compare("ult", at_d, s["size_d"]), {}
+    for i, j in product(range(way_h.window), range(way_w.window)):
+        in_h, in_w = (f.compare("ult", at + s[f"plane_{d}"] * k, s[f"size_{d}"]) for at, d, k in ((at_h, "h", i), (at_w, "w", j)))
+        there = start[(s["plane_h"] * s["size_w"] * i + s["plane_w"] * j) * s["x_channels"]]
+        found[i, j] = f.select(in_d & in_h & in_w, there, zeros)
+    return found
+
+
 def _emit_tile(code: Code, vectors: int, name: str) -> Function:
-    """`wide(left, right, pitch, rows, part, ask, out)`: a register tile's sums, [column][channel]; zeros for no rows.
+    """`wide(left, right, pitch, rows, part, ask, apart, out)`: a register tile's sums, [column][channel]; zeros for no rows.
 
     They go over `rows` of the depth, `part` at a time, so that they round less; the parts are added up in `out`. What stands at
-    `ask`, as the weights do at `left`, is asked for.
+    `ask` is asked for, at as many places as the weights have lines, so many bytes `apart`.
     """
     tile, many = code.tile, code.tile.turned
-    names = ("left", "right", "pitch", "rows", "part", "ask", "out")
-    numbers = ("pitch", "rows", "part")
+    names = ("left", "right", "pitch", "rows", "part", "ask", "apart", "out")
+    numbers = ("pitch", "rows", "part", "apart")
     f = Function(name, [(n, "i64" if n in numbers else "ptr") for n in names], attributes="internal noinline nounwind")
-    left, right, pitch, rows, part, ask, out = f.arguments
-    left, right, ask, out = (pointer.of(tile.element) for pointer in (left, right, ask, out))
+    left, right, pitch, rows, part, ask, apart, out = f.arguments
+    left, right, ask, out = left.of(tile.element), right.of(tile.element), ask.of("i8"), out.of(tile.element)
     zero = Value(f, "zeroinitializer", tile.type)
     places = [out[j * tile.rows + v * tile.lanes] for j in range(many) for v in range(vectors)]
     with f.when(rows.equals(0), name="none"):
@@ -174,9 +236,9 @@ def _emit_tile(code: Code, vectors: int, name: str) -> Function:
             f.store(zero, place)
     with f.loop(0, rows, part, name="part") as at:
         sources = [right[pitch * j + at] for j in range(many)]
-        here, there, count = left[at * tile.rows], ask[at * tile.rows], f.minimum(rows - at, part)
+        here, there, count = left[at * tile.rows], ask[at * code.lines * apart], f.minimum(rows - at, part)
         nothing = [zero] * len(places)
-        sums, _ = microkernel.rows_times_scalars(f, tile.type, nothing, here, tile.rows, vectors, sources, count, there)
+        sums, _ = microkernel.rows_times_scalars(f, tile.type, nothing, here, tile.rows, vectors, sources, count, there, apart)
         microkernel.leave(f, tile.type, at.equals(0), sums, places)
     return f
 
@@ -184,43 +246,49 @@ def _emit_tile(code: Code, vectors: int, name: str) -> Function:
 def _emit_products(code: Code, do_tile: Function) -> Function:
     """`products_wide(v, v_pitch, room, width, live, weight, weight_point, part, m, m_pitch)`: M of a chunk.
 
-    M is [register tile][point][column][channel]. The weights of the next point are asked for while this one's are used first.
+    M is [register tile][product and point][column][channel]. The weights of the next point are asked for while this one's are
+    used, by each register tile as large a share: memory is never idle so, and gives more than to the first alone.
     """
-    tile, points = code.tile, len(code.points)
+    tile, points = code.tile, code.products
     pointers = ("v", "live", "weight", "m")
     names = ("v", "v_pitch", "room", "width", "live", "weight", "weight_point", "part", "m", "m_pitch")
     parameters = [(n, "ptr" if n in pointers else "i64") for n in names]
     f = Function(f"products_{do_tile.name}", parameters, attributes="internal noinline nounwind")
     v, v_pitch, room, width, live, weight, weight_point, part, m, m_pitch = f.arguments
     v, live, weight, m = v.of(tile.element), live.of("i64"), weight.of(tile.element), m.of(tile.element)
+    tiles = (width + (tile.turned - 1)) // tile.turned
+    apart = (tiles + (LINE - 1)) // tiles
     with f.loop(0, points, name="point") as point:
         first, rows, then = (f.load("i64", live[point * LIVE + i]) for i in range(LIVE))
         left, right = weight[point * weight_point + first * tile.rows], v[point * room * v_pitch + first]
-        following = weight[then * weight_point]
-        with f.loop(0, (width + (tile.turned - 1)) // tile.turned, name="t") as t:
-            ask, out = f.select(t.equals(0), following, left), m[t * m_pitch + point * (tile.turned * tile.rows)]
-            f.call(do_tile, [left, right[t * tile.turned * v_pitch], v_pitch, rows, part, ask, out])
+        following, share = weight[then * weight_point].of("i8"), rows * code.lines * apart
+        with f.loop(0, tiles, name="t") as t:
+            to = m[t * m_pitch + point * (tile.turned * tile.rows)]
+            f.call(do_tile, [left, right[t * tile.turned * v_pitch], v_pitch, rows, part, following[t * share], apart, to])
     return f
 
 
 def _emit_outputs(code: Code, copy: Function) -> Function:
-    """`outputs(job, low, width, chunk, channel, channels, m, line)`: the outputs of a chunk's phase, from M."""
+    """`outputs(job, table, width, chunk, channel, channels, m, line)`: the outputs of a chunk's phase, from M."""
     tile, (_, way_h, way_w) = code.tile, code.ways
-    pointers = ("job", "chunk", "m", "line")
-    names = ("job", "low", "width", "chunk", "channel", "channels", "m", "line")
+    pointers = ("job", "table", "chunk", "m", "line")
+    names = ("job", "table", "width", "chunk", "channel", "channels", "m", "line")
     f = Function("outputs", [(n, "ptr" if n in pointers else "i64") for n in names], attributes="internal noinline nounwind")
-    job, low, width, chunk, channel, channels, m, line = f.arguments
+    job, table, width, chunk, channel, channels, m, line = f.arguments
     s, m, line, type_ = _numbers(f, job), m.of(tile.element), line.of(tile.element), tile.type
+    table = table.of("i64")
     y, bias = (SLOTS.pointer(f, job, name, tile.element)[channel] for name in ("y", "bias"))
     matrices = [way.points.output(way.taps) if way.points else None for way in (way_h, way_w)]
     odd = divisors((way_h, way_w), tile.element)
     following = f.load("i64", chunk.of("i64")[CHUNK - 1])
     # where a phase begins in y, seen from where a tile does
     ahead = {name: f.load("i64", chunk.of("i64")[i]) - s[f"crop_{name}"] for i, name in enumerate("dhw")}
+    phase = ((ahead["d"] * s["out_h"] + ahead["h"]) * s["out_w"] + ahead["w"]) * s["y_channels"]
     with f.loop(0, channels, tile.lanes, name="v") as at:
         left = channels - at
         whole = left >= tile.lanes
-        offset = f.masked_load(type_, bias[at], f.lanes_between(at, 0, channels, tile.lanes))
+        mask = f.lanes_between(at, 0, channels, tile.lanes)
+        offsets = [f.masked_load(type_, bias[s["channels_out"] * i + at], mask) for i in range(code.slices)]
 
         def put(value: Value, to: Value) -> None:
             with f.when(whole, name="whole"):
@@ -229,19 +297,27 @@ def _emit_outputs(code: Code, copy: Function) -> Function:
                 f.store(value, line)
                 f.call(copy, [line, to, left])
 
-        with _tiles(f, s, low, width) as (number, n, *tile_at):
+        with f.loop(0, width, name="column") as number:
             from_m = m[number // tile.turned * s["m_pitch"] + number % tile.turned * tile.rows + at]
-            sums = {point: f.load(type_, from_m[i * (tile.turned * tile.rows)]) for i, point in enumerate(code.points)}
-            od, oh, ow = (q * s[f"out_step_{name}"] + ahead[name] for q, name in zip(tile_at, "dhw", strict=True))
-            there = f.compare("ult", od, s["out_d"])
-            plane: Int = (n * s["out_d"] + od) * s["out_h"]
-            for (i, j), value in transform(f, sums, (matrices[0], matrices[1])).items():
-                for factor in odd:
-                    value = f.fmul(value, f.splat(1 / factor, type_))
-                done = emit_activation(f, f.fadd(value, offset), code.activation)
-                row, column = oh + s["stride_h"] * i, ow + s["stride_w"] * j
-                with f.when(there & f.compare("ult", row, s["out_h"]) & f.compare("ult", column, s["out_w"]), name="there"):
-                    to = y[((plane + row) * s["out_w"] + column) * s["y_channels"] + at]
-                    f.prefetch(to[following], write=True)
-                    put(done, to)
+            sums = [
+                Sums(f, lambda n, i=i: f.load(type_, from_m[(n * len(code.points) + i) * (tile.turned * tile.rows)]))  # type: ignore[misc]
+                for i in range(len(code.points))
+            ]
+            tiles = [table[(number * code.slices + j) * TILE + 4] for j in range(code.slices)]
+            places_y = [[f.load("i64", entry[i]) for i in range(4)] for entry in tiles]
+            for place in places(code.slices):
+                of_channels, of_tiles = row_and_column(place)
+                first, d, h, w = places_y[of_tiles]
+                in_d, start = f.compare("ult", d + ahead["d"], s["out_d"]), y[first + phase + s["channels_out"] * of_channels + at]
+                values = {point: at_point.emit(place) for point, at_point in zip(code.points, sums, strict=True)}
+                for (i, j), value in transform(f, values, (matrices[0], matrices[1])).items():
+                    for factor in odd:
+                        value = f.fmul(value, f.splat(1 / factor, type_))
+                    done = emit_activation(f, f.fadd(value, offsets[of_channels]), code.activation)
+                    in_h = f.compare("ult", h + ahead["h"] + s["stride_h"] * i, s["out_h"])
+                    in_w = f.compare("ult", w + ahead["w"] + s["stride_w"] * j, s["out_w"])
+                    with f.when(in_d & in_h & in_w, name="there"):
+                        to = start[(s["stride_h"] * s["out_w"] * i + s["stride_w"] * j) * s["y_channels"]]
+                        f.prefetch(to[following], write=True)
+                        put(done, to)
     return f
