@@ -306,7 +306,7 @@ def test_halves_are_multiplied_where_there_are_many_channels() -> None:
     assert plan is not None
     assert plan.algorithm == "strassen_last"
     assert "channels last, seven products of halves in place of eight, blocks of" in str(plan)
-    assert plan.module.macs(plan.problem, plan.blocking) * 2 < 0.9 * plan.problem.flops
+    assert plan.module.macs(plan.problem, plan.blocking) * 2 < 0.92 * plan.problem.flops
 
 
 def test_few_outputs_are_taken_as_patches() -> None:

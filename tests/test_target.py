@@ -18,6 +18,29 @@ ZEN4 = Target("avx512", "x86_64-unknown-linux-gnu", "znver4", "", 64, 32, 32 << 
 SERVER = replace(ZEN4, cpu="sapphirerapids", l1=48 << 10, l2=2 << 20, fmas=2)
 
 
+ROWS = {
+    # output channels -> (rows, columns) of the tile for channels last
+    ZEN3: {8: (8, 6), 16: (16, 6), 21: (24, 4), 64: (16, 6), 96: (16, 6)},
+    ZEN4: {16: (16, 6), 21: (24, 6), 48: (48, 6), 64: (64, 6), 96: (32, 6)},
+    SERVER: {16: (16, 6), 32: (32, 6), 64: (64, 6)},
+    replace(ZEN3, vector_bytes=16, fma=False): {16: (8, 6)},  # more columns than lanes
+}
+
+
+@pytest.mark.parametrize(("target", "channels"), [(t, n) for t, found in ROWS.items() for n in found])
+def test_tiles_for_channels_last_are_as_high_as_suits_the_channels(target: Target, channels: int) -> None:
+    tile = register_tile.last_tile("float32", target, channels)
+    assert (tile.rows, tile.turned) == ROWS[target][channels]
+    assert register_tile.fits(tile.turned, tile.rows // tile.lanes, target)
+
+
+def test_vectors_are_no_longer_than_what_is_added_up_at_a_time() -> None:
+    assert register_tile.last_tile("float32", ZEN4, 48).lanes == 16
+    assert register_tile.last_tile("float32", ZEN4, 48, piece=6).lanes == 8
+    assert register_tile.last_tile("float32", ZEN4, 48, piece=12).lanes == 16
+    assert register_tile.last_tile("float32", ZEN3, 48, piece=2).lanes == 8  # there are none shorter
+
+
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.delenv("UPCONV_TARGET", raising=False)

@@ -247,7 +247,7 @@ def rows_times_scalars(
 
     Where there is something to `ask` for, each step asks at as many places as a row has lines, so many bytes `apart`.
     """
-    lines = ceil(vectors * lanes_of(type_) * SIZES[element_of(type_)] / LINE)
+    lines = lines_of(type_, vectors)
     asked = [] if ask is None else [ask.of("i8")]
     steps = Carry([*sums, left, *asked])
     for low, high, step, name in unrolled(f, count, len(sums)):
@@ -263,6 +263,11 @@ def rows_times_scalars(
             steps.next = [*sums, a[step * rows], *asked]
         steps = Carry(steps.results)
     return steps.values[: len(sums)], steps.values[len(sums)]
+
+
+def lines_of(type_: str, vectors: int) -> int:
+    """Lines of the cache that so many vectors fill."""
+    return ceil(vectors * lanes_of(type_) * SIZES[element_of(type_)] / LINE)
 
 
 def products(f: Function, type_: str, sums: list[Value], several: Value, vectors: int, scalars: Iterable[Value]) -> list[Value]:

@@ -120,9 +120,9 @@ def macs(problem: Problem, how: Blocking) -> int:
     return inputs_met(problem, how.block) * how.lanes * problem.spec.in_channels
 
 
-END, ADDED, LISTED = 70.0, 5.0, 60.0
-"""Cycles that a tile of patches takes besides its steps, that adding up one vector for TOGETHER positions takes, and a row besides.
-Measured."""
+END, STORED, ADDED, LISTED = 10.0, 5.0, 5.0, 60.0
+"""Cycles that a tile of patches takes besides its steps, and for each vector that it stores; that adding up one vector for TOGETHER
+positions takes, and a row besides. Measured, with vectors of which two are multiplied in a cycle."""
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
@@ -132,10 +132,12 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     inputs, count = inputs_met(problem, how.block), tasks(problem, how)
     tiles = ceil(inputs / count / tile.turned) * count
     step = how.wide * register_tile.step_cycles(tile) + how.narrow * NARROW
-    gemm = tiles * (spec.in_channels * step + (how.wide + how.narrow) * END)
+    slow = 2 * tile.cycles
+    ends = (how.wide + how.narrow) * END + how.lanes / tile.lanes * tile.turned * STORED * slow
+    gemm = tiles * (spec.in_channels * step + ends)
     rows = problem.batch * d.out_size * h.out_size * ceil(w.positions / how.block[3])
     met = prod(spec.kernel_size[:-1]) / (d.step * h.step) * (1 - w.least)
-    added = ceil(how.block[3] / TOGETHER) * how.vectors * (met * ADDED + 2 * TOGETHER)
+    added = ceil(how.block[3] / TOGETHER) * how.vectors * (met * ADDED + 2 * TOGETHER) * slow
     copied = how.block[3] * w.step * spec.out_channels / tile.lanes
     moved = (inputs * spec.in_channels + prod(problem.output_shape)) * problem.itemsize
     weight = how.lanes * spec.in_channels * problem.itemsize

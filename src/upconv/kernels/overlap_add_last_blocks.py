@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from math import ceil, inf, prod
+from math import ceil, prod
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import LINE, Target
@@ -101,13 +101,12 @@ class Blocking:
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """The block with the fewest inputs on the busiest thread, those that neighbours compute too included."""
     spec = problem.spec
-    tile = register_tile.turned_tile(register_tile.ELEMENTS[problem.dtype], target, inf)
-    patch = prod(spec.kernel_size) * spec.out_channels
+    patch, each = prod(spec.kernel_size) * spec.out_channels, axes(problem)[2].step * spec.out_channels
+    tile = register_tile.last_tile(problem.dtype, target, patch, each)
     most = int(target.l2 * PATCHES / (round_up(patch, tile.lanes) * problem.itemsize))
     offers = _offers(problem, most)
     block, rows = min(offers, key=lambda offer: _work(problem, *offer) * _share(problem, offer[0], threads))
     _, h, w = axes(problem)
-    each = w.step * spec.out_channels
     vectors, reach = ceil(each / tile.lanes), 1 - w.least
     return Blocking(
         tile=tile, patch=patch, block=block, rows=rows, ring=min(rows + h.most - h.least, h.size),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upconv.codegen.ir import Carry, Function, Int, Value, module
+from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, module
 from upconv.kernels import columns, microkernel, scatter
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -166,7 +166,8 @@ def _emit_patches(code: Code) -> Function:
     def sums_of(chunk: Int, vectors: int, sources: list[Value], targets: list[Value], ask: Value | None = None) -> None:
         left = weight[chunk * channels * tile.rows]
         sums = [zero] * (many * vectors)
-        sums, _ = microkernel.rows_times_scalars(f, tile.type, sums, left, tile.rows, vectors, sources, channels, ask)
+        apart = many * SIZES[tile.element] // microkernel.lines_of(tile.type, vectors)  # that steps of all channels reach the end
+        sums, _ = microkernel.rows_times_scalars(f, tile.type, sums, left, tile.rows, vectors, sources, channels, ask, apart)
         for j, target in enumerate(targets):
             for v in range(vectors):
                 f.store(sums[j * vectors + v], target[chunk * tile.rows + v * tile.lanes])

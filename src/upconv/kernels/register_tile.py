@@ -88,13 +88,17 @@ and registers hold so many addresses."""
 
 
 @lru_cache(maxsize=512)
-def last_tile(dtype: str, target: Target, rows: int) -> Tile:
+def last_tile(dtype: str, target: Target, rows: int, piece: int | None = None) -> Tile:
     """The turned tile for arrays with their channels last, for the fewest cycles over so many rows.
 
-    Nothing is turned back, so that there can be more columns than lanes.
+    Nothing is turned back, so that there can be more columns than lanes. Where its rows are added up a `piece` at a time, vectors
+    are no longer than such a piece needs.
     """
+    offered = target.vectors(SIZES[ELEMENTS[dtype]])
+    if piece is not None:
+        offered = tuple(v for v in offered if v[0] < 2 * piece) or offered[-1:]
     found = []
-    for (lanes, cycles), vectors in product(target.vectors(SIZES[ELEMENTS[dtype]]), range(LAST_VECTORS, 0, -1)):
+    for (lanes, cycles), vectors in product(offered, range(1, LAST_VECTORS + 1)):
         most = next((n for n in range(LAST_COLUMNS, 0, -1) if fits(n, vectors, target)), 1)
         found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, most, cycles=cycles))
     return min(found, key=lambda tile: chunks_cycles(tile, rows) / tile.turned)
@@ -119,7 +123,8 @@ def step_cycles(tile: Tile) -> float:
     """
     if tile.turned:
         vectors = tile.rows // tile.lanes
-        return max(vectors * tile.turned * tile.cycles, (vectors + tile.turned) * tile.cycles, 4.0) + 0.3
+        counting = 0.3 if vectors * tile.turned <= 16 else 0.5  # of three steps together, not four: see `microkernel.together`
+        return max(vectors * tile.turned * tile.cycles, (vectors + tile.turned) * tile.cycles, 4.0) + counting
     crossing = 2 if tile.lanes * SIZES[tile.element] >= 64 else 1.25
     loads = tile.rows + tile.vectors * crossing
     weights = tile.rows * SIZES[tile.element] / WEIGHTS

@@ -37,9 +37,10 @@ SLOTS = winograd_last_code.SLOTS
 EXACT = False
 """Rounding differs from the direct sum's, and a NaN spreads over its tile."""
 
-FEW, MANY = 24, 72
-"""Tiles a block, and where the transformed weights are more than LARGE bytes, which then stream past less often. Measured: 512 ->
-512 k3s2 on 32 x 32 takes 33 ms with 72 tiles and 52 with 24, 256 -> 64 k4s2 on 64 x 64 9.4 and 8.6 (two threads, AVX2)."""
+FEW, MANY = 24, 48
+"""Columns a block, and where the transformed weights are more than LARGE bytes, which then stream past less often. Measured: 512 ->
+512 k3s2 on 32 x 32 takes 33 ms with 72 tiles and 52 with 24, 256 -> 64 k4s2 on 64 x 64 9.4 and 8.6 (two threads, AVX2). With 48
+in place of 72 what had the most is 1.01 times as fast over 27 layers, 0.95 to 1.1, and Strassen 1.00 over 100."""
 LARGE = 4 << 20
 WORKSPACE = 16 << 20
 """Bytes of V and M a thread, at most, unless one register tile needs more."""
