@@ -34,6 +34,12 @@ def test_tiles_for_channels_last_are_as_high_as_suits_the_channels(target: Targe
     assert register_tile.fits(tile.turned, tile.rows // tile.lanes, target)
 
 
+def test_turned_tiles_read_at_two_places_where_there_are_few_registers() -> None:
+    for target, places in ((ZEN3, 2), (ZEN4, 1)):
+        assert {register_tile.turned_tile("float", target, columns).places for columns in (1, 6)} == {places}
+        assert register_tile.last_tile("float32", target, 64).places == 1  # which are read as they come
+
+
 def test_vectors_are_no_longer_than_what_is_added_up_at_a_time() -> None:
     assert register_tile.last_tile("float32", ZEN4, 48).lanes == 16
     assert register_tile.last_tile("float32", ZEN4, 48, piece=6).lanes == 8

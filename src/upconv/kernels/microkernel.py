@@ -78,12 +78,6 @@ def together(sums: int) -> int:
     return 4 if sums <= FEW_SUMS else 3
 
 
-PLACES = 2
-"""Places that a turned tile reads its weights at, as far apart as half of its channels: memory gives more to several readers. One
-thread reads 13 GB/s at one place, 17 at two and 21 at four; two threads 21, 28 and 30. Eleven layers are 1.07 times as fast for it
-(0.97 to 1.36), with four places 1.03."""
-
-
 AHEAD = 4096
 """Bytes ahead that weights are asked for. They stand in the order that they are read in, but processors look no further ahead than
 to the end of a page. Where weights come from memory, tiles are 10 to 25 % faster so."""
@@ -149,7 +143,7 @@ def _sums(
         from_right, from_left = right[f.load("i64", entry)], left[f.load("i64", entry[1])]
         count = channels * f.load("i64", entry[2])
         sums = over_taps.values
-        if tile.turned:
+        if tile.places > 1:
             over_taps.next = _over_places(f, tile, sums, from_left, from_right, count, pitch)
         else:
             over_taps.next = _over_channels(f, tile, sums, from_left, from_right, count, pitch, scattered)
@@ -176,17 +170,17 @@ def _over_channels(
 
 
 def _over_places(f: Function, tile: Tile, sums: list[Value], left: Value, right: Value, count: Value, pitch: Value) -> list[Value]:
-    """The same from PLACES places at a time, for tiles that take longer to read their weights than to multiply them."""
-    apart = count // PLACES
+    """The same from several places at a time, for tiles that take longer to read their weights than to multiply them."""
+    apart = count // tile.places
     steps = Carry([*sums, left, right])
     with f.loop(0, apart, name="k", carry=steps):
         *sums, a, b = steps.values
-        for place in range(PLACES):
+        for place in range(tile.places):
             there = a[apart * (place * tile.rows)]
             _ask_ahead(f, tile, there, 1)
             sums = _step(f, tile, sums, there, b[apart * pitch * place])
         steps.next = [*sums, a[tile.rows], b[pitch]]
-    done = apart * PLACES
+    done = apart * tile.places
     rest = Carry([*steps.results[:-2], left[done * tile.rows], right[done * pitch]])
     with f.loop(done, count, name="rest", carry=rest):
         *sums, a, b = rest.values
