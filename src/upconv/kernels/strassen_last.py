@@ -3,7 +3,7 @@
 The kernel is Winograd's (`winograd_last.py`), whose tiles need not be transformed: input channels, output channels and the tiles
 of an image are halved. Vectors are of channels here, so that what is added up stands side by side in x and in y.
 
-Source: Strassen, Gaussian Elimination is not Optimal, 1969. docs/strassen.md has the figures.
+Source: Strassen, Gaussian Elimination is not Optimal, 1969. docs/channels_last.md has the figures.
 """
 
 from __future__ import annotations
