@@ -180,15 +180,12 @@ def macs(problem: Problem, how: Blocking) -> int:
     spec, tile = problem.spec, how.tile
     c = spec.in_channels // spec.groups
     done = sum(
-        round_up(columns_of(problem, s), tile.turned) * len(s.reads) * sum(_lanes(tile, n) for _, _, n in _chunks(spec, tile, s))
+        round_up(columns_of(problem, s), tile.turned)
+        * len(s.reads)
+        * sum(register_tile.rows_computed(tile, channels) for _, _, channels in _chunks(spec, tile, s))
         for s in phase_sets(problem)
     )
     return done * c * spec.groups
-
-
-def _lanes(tile: Tile, channels: int) -> int:
-    """The rows computed for a chunk: of a narrow tile where they are enough."""
-    return tile.lanes if channels <= tile.lanes else tile.rows
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 
-from upconv.codegen.ir import SIZES, Carry, Function, Value, lanes_of, module, vector
-from upconv.codegen.target import LINE
+from upconv.codegen.ir import Carry, Function, Value, lanes_of, module, vector
 from upconv.kernels import columns, microkernel, positions
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -78,8 +76,8 @@ def _emit_tile(code: Code, vectors: int, copy: Function, name: str) -> Function:
     ]
     full = valid.equals(vectors * tile.lanes)
     # what the next chunk multiplies is asked for, by each register tile as large a share
-    tiles, lines = (width + (many - 1)) // many, ceil(vectors * tile.lanes * SIZES[element] / LINE)
-    apart, following = (tiles + (LINE - 1)) // tiles, weight[taps * channels * tile.rows].of("i8")
+    tiles, lines = (width + (many - 1)) // many, microkernel.lines_of(type_, vectors)
+    apart, following = microkernel.apart_for(tiles), weight[taps * channels * tile.rows].of("i8")
     with f.loop(0, tiles, name="t") as t:
         row = table[t * (taps + 1) * many]
         over_taps = Carry([*[zero] * (many * vectors), weight])

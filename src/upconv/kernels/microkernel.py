@@ -235,7 +235,7 @@ def _step(f: Function, tile: Tile, sums: list[Value], a: Value, b: Value) -> lis
 
 def rows_times_scalars(
     f: Function, type_: str, sums: list[Value], left: Value, rows: int, vectors: int, sources: list[Value], count: Value,
-    ask: Value | None = None, apart: Int = LINE,
+    ask: Value | None, apart: Int,
 ) -> tuple[list[Value], Value]:  # fmt: skip
     """(sums, left) after `count` steps: `vectors` vectors of a row of `left` times a scalar of each of the sources.
 
@@ -257,6 +257,11 @@ def rows_times_scalars(
             steps.next = [*sums, a[step * rows], *asked]
         steps = Carry(steps.results)
     return steps.values[: len(sums)], steps.values[len(sums)]
+
+
+def apart_for(tiles: Value) -> Value:
+    """How many bytes apart each of so many tiles asks for lines, so that all of them together ask for each line once."""
+    return (tiles + (LINE - 1)) // tiles
 
 
 def lines_of(type_: str, vectors: int) -> int:

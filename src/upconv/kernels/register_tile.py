@@ -114,10 +114,15 @@ def last_tile(dtype: str, target: Target, rows: int, piece: int | None = None) -
     return min(found, key=lambda tile: chunks_cycles(tile, rows) / tile.turned)
 
 
+def rows_computed(tile: Tile, rows: int) -> int:
+    """Of a turned tile, for at most as many as it has: those of one vector where that is enough."""
+    return tile.lanes if rows <= tile.lanes else tile.rows
+
+
 def chunks_cycles(tile: Tile, rows: int) -> float:
-    """Cycles of a step of so many rows in a turned tile's: whole tiles, and one of a vector where that is enough for the rest."""
+    """Cycles of a step of so many rows in a turned tile's: whole tiles, and what is computed for the rest."""
     whole, rest = divmod(rows, tile.rows)
-    last = replace(tile, rows=tile.lanes) if rest <= tile.lanes else tile
+    last = replace(tile, rows=rows_computed(tile, rest))
     return whole * step_cycles(tile) + (step_cycles(last) if rest else 0.0)
 
 

@@ -15,8 +15,8 @@ from upconv.codegen.target import Target
 from upconv.kernels import columns, winograd
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
-from upconv.kernels.winograd_tiles import tiling_of
-from upconv.spec import Problem
+from upconv.kernels.winograd_tiles import slice_channels, tiling_of
+from upconv.spec import ConvSpec, Problem
 
 NAME = "strassen"
 WORTH, SPILT = 1.02, 0.025
@@ -33,17 +33,19 @@ EXACT = False
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    spec = problem.spec
-    reason = winograd.refuses(problem, target)
-    if reason:
-        return reason
-    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    if c % 2 or m % 2:
-        return f"{c} -> {m} channels a group cannot be halved"
+    return winograd.refuses(problem, target) or not_halved(problem.spec) or too_many_points(problem.spec)
+
+
+def not_halved(spec: ConvSpec) -> str | None:
+    """Why channels cannot be halved, or None."""
+    c, m = slice_channels(spec, 1)
+    return f"{c} -> {m} channels a group cannot be halved" if c % 2 or m % 2 else None
+
+
+def too_many_points(spec: ConvSpec) -> str | None:
+    """Why seven products at each of Winograd's points are too many, or None."""
     points = len(tiling_of(spec).points)
-    if points > MOST_POINTS:
-        return f"{points} points: seven products at each would leave the caches"
-    return None
+    return f"{points} points: seven products at each would leave the caches" if points > MOST_POINTS else None
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from upconv.codegen.target import Target
 from upconv.kernels import strassen, winograd_last
 from upconv.kernels.winograd_last import Blocking
-from upconv.kernels.winograd_tiles import NARROW, tiling_of
+from upconv.kernels.winograd_tiles import NARROW, slice_channels
 from upconv.spec import Problem
 
 NAME = "strassen_last"
@@ -23,19 +23,11 @@ EXACT = False
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    spec, lanes = problem.spec, target.lanes(problem.itemsize)
-    reason = winograd_last.refuses(problem, target)
-    if reason:
-        return reason
-    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    if c % 2 or m % 2:
-        return f"{c} -> {m} channels a group cannot be halved"
-    if min(c, m) < 2 * lanes:
-        return f"{min(c, m)} channels a group: half of them are fewer than lanes"
-    points = len(tiling_of(spec).points)
-    if points > strassen.MOST_POINTS:
-        return f"{points} points: seven products at each would leave the caches"
-    return None
+    reason = winograd_last.refuses(problem, target) or strassen.not_halved(problem.spec)
+    least = min(slice_channels(problem.spec, 1))
+    if not reason and least < 2 * target.lanes(problem.itemsize):
+        return f"{least} channels a group: half of them are fewer than lanes"
+    return reason or strassen.too_many_points(problem.spec)
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:

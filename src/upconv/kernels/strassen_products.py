@@ -51,6 +51,24 @@ def left(slices: int) -> NDArray[np.float64]:
     return matrix
 
 
+def sliced(place: NDArray[np.int64], slices: int, row: int, column: int) -> NDArray[np.int64]:
+    """Places of a matrix's elements (-1 for zeros) in the slice that comes first, repeated for every slice along the next to last
+    axis; slices are so many places apart from row to row and from column to column.
+
+    >>> sliced(np.array([[[5], [-1]]]), 2, 100, 10)[0].tolist()
+    [[5], [-1], [15], [-1], [105], [-1], [115], [-1]]
+    """
+    steps = [i * row + j * column for i, j in np.ndindex(slices, slices)]
+    return np.concatenate([np.where(place < 0, -1, place + step) for step in steps], axis=-2)
+
+
+def with_left(slices: int, matrix: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """What each product multiplies on the left, of slices that are transformed by a matrix (None: that are not) as well."""
+    if slices == 1:
+        return matrix
+    return np.asarray(np.kron(left(slices), np.eye(1) if matrix is None else matrix), np.float64)
+
+
 def places(slices: int) -> list[tuple[int, ...]]:
     """The slices of a result: for each, the number of its quadrant, and in this of its quadrant.
 

@@ -26,12 +26,12 @@ from upconv.kernels import columns, listing, register_tile, store, weights, wino
 from upconv.kernels import job as jobs
 from upconv.kernels.columns import TOO_FAR, too_far
 from upconv.kernels.geometry import folded, round_up
-from upconv.kernels.strassen_products import PRODUCTS, SLICES, left
+from upconv.kernels.strassen_products import PRODUCTS, SLICES, sliced, with_left
 from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_cuts import ALONE, positions
 from upconv.kernels.winograd_depth import class_taps, classes, depth_of, depth_taps, depths, live, phases_of, weight_places
-from upconv.kernels.winograd_tiles import NARROW, Tiling, Way, lines, steps, tiling_of, ways_of, windows
+from upconv.kernels.winograd_tiles import NARROW, Tiling, Way, lines, nothing_to_save, slice_channels, steps, ways_of, windows
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
 from upconv.kernels.winograd_work import back_cycles, transform_cycles
 from upconv.spec import Problem
@@ -48,12 +48,7 @@ CROSSING = 1.2
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    reason = refuses(problem, target)
-    if reason:
-        return reason
-    if not any(way.transformed for way in tiling_of(problem.spec).ways):
-        return "one tap a phase: nothing to save"
-    return None
+    return refuses(problem, target) or nothing_to_save(problem.spec)
 
 
 def refuses(problem: Problem, target: Target) -> str | None:
@@ -83,7 +78,7 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     Where phases stand apart, a row has those of its own window alone.
     """
     spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
-    c, m = _slice(problem, how)
+    c, m = slice_channels(problem.spec, how.slices)
     step, channel_step, group_step = weights.strides(spec)
     channels, phases = [], []
     for blocks, residues in zip(how.tile_blocks, phases_of(tiling), strict=True):
@@ -95,12 +90,10 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     place = place.reshape(*place.shape[:2], 1, -1, rows)
     good = (channel[:, :, None, None, None] >= 0) & (place >= 0)
     where = np.where(good, channel[:, :, None, None, None] * step + place, -1)
-    slices = [i * m * step + j * c * channel_step for i, j in product(range(how.slices), repeat=2)]
-    where = np.concatenate([np.where(where < 0, -1, where + slice_) for slice_ in slices], axis=-2)
+    where = sliced(where, how.slices, m * step, c * channel_step)
     where = where.reshape(-1, *where.shape[2:])  # entry, depth tap, plane, slice and window, row
     first, second = (_transform(way, how) for way in tiling.ways[1:])
-    sliced = first if how.slices == 1 else np.kron(left(how.slices), np.eye(1) if first is None else first)
-    matrices = weights.rows_of(sliced), weights.rows_of(second)
+    matrices = weights.rows_of(with_left(how.slices, first)), weights.rows_of(second)
     transform = weights.Transform(how.tile.element, rows, False, *matrices)  # windows fill lines
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c, how.chunks)
 
@@ -110,12 +103,6 @@ def _transform(way: Way, how: Blocking) -> NDArray[np.float64] | None:
     if way.points is None:
         return None
     return np.eye(way.taps) if how.streamed else way.points.weight(way.taps)
-
-
-def _slice(problem: Problem, how: Blocking) -> tuple[int, int]:
-    """Input and output channels a group, of one slice."""
-    spec = problem.spec
-    return spec.in_channels // spec.groups // how.slices, spec.out_channels // spec.groups // how.slices
 
 
 def packing(problem: Problem, how: Blocking) -> object:
@@ -129,7 +116,7 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec = problem.spec
-    c, m = _slice(problem, how)
+    c, m = slice_channels(problem.spec, how.slices)
     _, ph, pw = steps(spec)[0]
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     chunk_size = how.rows * how.sum_depth
@@ -177,7 +164,7 @@ def _packed_points(how: Blocking) -> int:
 def _point_table(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     """For each product, point and part of the depth, what is live there: see `winograd_way.POINT`."""
     spec, tiling = problem.spec, how.tiling
-    c = _slice(problem, how)[0]
+    c, _ = slice_channels(spec, how.slices)
     sizes = how.tile_blocks if spec.transposed else tuple(len(class_taps(tiling, k)) * c for k in classes(tiling))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     found = []

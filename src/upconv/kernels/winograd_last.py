@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import accumulate
 from math import ceil, prod
 
 import numpy as np
@@ -25,10 +25,23 @@ from upconv.kernels import columns, register_tile, weights, winograd_last_code
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import folded, round_up
 from upconv.kernels.register_tile import Tile
-from upconv.kernels.strassen_products import PRODUCTS, SLICES, left
+from upconv.kernels.strassen_products import PRODUCTS, SLICES, sliced, with_left
 from upconv.kernels.winograd_depth import Residue, class_taps, classes, depth_of, depth_taps, live, weight_places
 from upconv.kernels.winograd_last_code import Code
-from upconv.kernels.winograd_tiles import NARROW, WIDE, Points, Tiling, lines, steps, tiling_of, too_short, ways_of, windows
+from upconv.kernels.winograd_tiles import (
+    NARROW,
+    WIDE,
+    Points,
+    Tiling,
+    lines,
+    nothing_to_save,
+    slice_channels,
+    steps,
+    tiling_of,
+    too_short,
+    ways_of,
+    windows,
+)
 from upconv.kernels.winograd_work import part_of
 from upconv.spec import Problem
 
@@ -114,12 +127,7 @@ def _v_pitch(depth: int, tile: Tile) -> int:
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    reason = refuses(problem, target)
-    if reason:
-        return reason
-    if not any(way.transformed for way in tiling_of(problem.spec).ways):
-        return "one tap a phase: nothing to save"
-    return None
+    return refuses(problem, target) or nothing_to_save(problem.spec)
 
 
 def refuses(problem: Problem, target: Target) -> str | None:
@@ -149,7 +157,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
 
 def blocks(problem: Problem, target: Target, threads: int, last: Points, slices: int = 1) -> Blocking:
     """Equal blocks, whose chunks are shared by threads where they are few."""
-    tile = register_tile.last_tile(problem.dtype, target, _slice(problem, slices)[1])
+    tile = register_tile.last_tile(problem.dtype, target, slice_channels(problem.spec, slices)[1])
     tiling, many = tiling_of(problem.spec, last), tile.turned
     chunks = len(_chunks(problem, tiling, tile, slices))
     points, depth = len(tiling.points) * PRODUCTS[slices], tiling.depth // slices
@@ -168,12 +176,6 @@ def _image(problem: Problem, tiling: Tiling) -> int:
     return columns.count(1, lines(problem, tiling.ways))
 
 
-def _slice(problem: Problem, slices: int) -> tuple[int, int]:
-    """Input and output channels a group, of one slice."""
-    spec = problem.spec
-    return spec.in_channels // spec.groups // slices, spec.out_channels // spec.groups // slices
-
-
 def _phases(tiling: Tiling) -> list[tuple[Residue, int]]:
     """The phases of the output, and the class of each; a convolution has one."""
     if not tiling.spec.transposed:
@@ -183,7 +185,7 @@ def _phases(tiling: Tiling) -> list[tuple[Residue, int]]:
 
 def _chunks(problem: Problem, tiling: Tiling, tile: Tile, slices: int) -> list[tuple[int, ...]]:
     """(phase in three dimensions, first output channel, channels, class) of each chunk."""
-    _, m = _slice(problem, slices)
+    _, m = slice_channels(problem.spec, slices)
     firsts = range(0, m, tile.rows)
     return [(*phase, c, min(tile.rows, m - c), number) for phase, number in _phases(tiling) for c in firsts]
 
@@ -194,18 +196,17 @@ def _chunks(problem: Problem, tiling: Tiling, tile: Tile, slices: int) -> list[t
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
     """U in the order the tiles read it: [group][chunk][product][point][depth tap][channel][row]."""
     spec, rows, tiling = problem.spec, how.tile.rows, how.tiling
-    c, m = _slice(problem, how.slices)
+    c, m = slice_channels(problem.spec, how.slices)
     step, channel_step, group_step = weights.strides(spec)
     chunks = np.array(_chunks(problem, tiling, how.tile, how.slices))
     place = weight_places(tiling, np.repeat(chunks[:, None, :3], rows, axis=1))
     place = place.reshape(*place.shape[:2], 1, -1, rows)
     channel = (chunks[:, 3, None] + np.arange(rows))[:, None, None, None]
     where = np.where((channel < m) & (place >= 0), channel * step + place, -1)
-    slices = [i * m * step + j * c * channel_step for i, j in product(range(how.slices), repeat=2)]
-    where = np.concatenate([np.where(where < 0, -1, where + slice_) for slice_ in slices], axis=-2)
+    where = sliced(where, how.slices, m * step, c * channel_step)
     first, second = (way.points.weight(way.taps) if way.points else None for way in tiling.ways[1:])
-    sliced = first if how.slices == 1 else np.kron(left(how.slices), np.eye(1) if first is None else first)
-    transform = weights.Transform(how.tile.element, rows, False, weights.rows_of(sliced), weights.rows_of(second))
+    matrices = weights.rows_of(with_left(how.slices, first)), weights.rows_of(second)
+    transform = weights.Transform(how.tile.element, rows, False, *matrices)
     return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, (where,), c, how.chunks)
 
 
@@ -220,7 +221,7 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec, tiling, image = problem.spec, how.tiling, _image(problem, how.tiling)
-    c, m = _slice(problem, how.slices)
+    c, m = slice_channels(problem.spec, how.slices)
     chunk, part = how.depth * how.tile.rows, ceil(image / how.slices)
     slots = {
         "channels": c, "channels_out": m, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
@@ -313,7 +314,7 @@ def tasks(problem: Problem, how: Blocking) -> int:
 
 def macs(problem: Problem, how: Blocking) -> int:
     """Multiply-adds of the GEMMs, padding of tiles included; none where transformed weights are zero."""
-    steps_ = sum(n * chunks * _rows(how, last) for n, chunks, last in _steps(problem, how))
+    steps_ = sum(n * chunks * register_tile.rows_computed(how.tile, last) for n, chunks, last in _steps(problem, how))
     return round(steps_ * how.count * how.room * problem.spec.groups)
 
 
@@ -322,11 +323,6 @@ def _steps(problem: Problem, how: Blocking) -> list[tuple[int, int, int]]:
     rows = _live(how.tiling, how.slices)[:, :, 1].sum(axis=1)
     alike = Counter((int(rows[number]), channels) for *_, channels, number in _chunks(problem, how.tiling, how.tile, how.slices))
     return [(n, chunks, channels) for (n, channels), chunks in alike.items()]
-
-
-def _rows(how: Blocking, channels: int) -> int:
-    """Rows that are computed for a chunk: of one vector where that is enough."""
-    return how.tile.lanes if channels <= how.tile.lanes else how.tile.rows
 
 
 TO, BACK, END = 12.0, 8.0, 50.0

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
 
-from upconv.codegen.ir import SIZES, Carry, Function, Value, module
-from upconv.codegen.target import LINE
+from upconv.codegen.ir import Carry, Function, Value, module
 from upconv.kernels import columns, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -62,7 +60,7 @@ class Code:
     @property
     def lines(self) -> int:
         """Of a row of weights."""
-        return ceil(self.tile.rows * SIZES[self.tile.element] / LINE)
+        return microkernel.lines_of(self.tile.type, self.tile.rows // self.tile.lanes)
 
 
 def emit(code: Code) -> str:
@@ -115,11 +113,11 @@ def _emit_table(code: Code) -> Function:
                  attributes="internal noinline nounwind")  # fmt: skip
     job, low, width, table = f.arguments
     s, table = _numbers(f, job), table.of("i64")
+    image, first = low // s["part"], low % s["part"]
     for j in range(code.slices):
         start = s["part"] * j
         begin, left = _place(f, s, start), s["image"] - start
-        first = low % s["part"]
-        at = Carry([low // s["part"], first, *_place(f, s, start + first)])
+        at = Carry([image, first, *_place(f, s, start + first)])
         with f.loop(0, width, name="column", carry=at) as number:
             n, i, *place = at.values
             entry, there = table[(number * code.slices + j) * TILE], i < left
@@ -257,7 +255,7 @@ def _emit_products(code: Code, do_tile: Function) -> Function:
     v, v_pitch, room, width, live, weight, weight_point, part, m, m_pitch = f.arguments
     v, live, weight, m = v.of(tile.element), live.of("i64"), weight.of(tile.element), m.of(tile.element)
     tiles = (width + (tile.turned - 1)) // tile.turned
-    apart = (tiles + (LINE - 1)) // tiles
+    apart = microkernel.apart_for(tiles)
     with f.loop(0, points, name="point") as point:
         first, rows, then = (f.load("i64", live[point * LIVE + i]) for i in range(LIVE))
         left, right = weight[point * weight_point + first * tile.rows], v[point * room * v_pitch + first]

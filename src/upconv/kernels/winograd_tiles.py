@@ -78,6 +78,18 @@ def too_short(spec: ConvSpec) -> str | None:
     return None
 
 
+def nothing_to_save(spec: ConvSpec) -> str | None:
+    """Why tiles of a layer that has them save nothing, or None."""
+    if any(way.transformed for way in tiling_of(spec).ways):
+        return None
+    return "one tap a phase: nothing to save"
+
+
+def slice_channels(spec: ConvSpec, slices: int) -> tuple[int, int]:
+    """Input and output channels a group, of one of so many slices (`strassen_products.py`)."""
+    return spec.in_channels // spec.groups // slices, spec.out_channels // spec.groups // slices
+
+
 TAPS = (2, 3)
 """Taps that are transformed together."""
 
