@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 import kernel_runs as runs
 import upconv
-from upconv.kernels import direct_blocks, direct_way, reference, register_tile
+from upconv.kernels import direct_blocks, direct_way, indirect_first, reference, register_tile
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -246,21 +245,22 @@ def test_the_band_of_many_channels_is_cut_by_channels_so_that_blocks_copy_little
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
-def test_fewer_columns_than_lanes_turn_the_tile(transposed: bool, dtype: str, level: str) -> None:
-    target, direct = runs.target_of(level), runs.KERNELS[0]
-    turned = set()
+def test_few_positions_have_tiles_of_as_many_columns(transposed: bool, dtype: str, level: str) -> None:
+    target, columns = runs.target_of(level), set()
     for batch, size, channels in product((1, 2, 3, 6, 7, 13), ((1, 1), (2, 1)), (1, 31, 64, 129, 256)):
         layer: dict[str, Any] = dict(in_channels=45, out_channels=channels, kernel_size=4, stride=2, padding=1, dtype=dtype)
         if not transposed:
             size = (2 * size[0], 2 * size[1])
         problem = runs.make(transposed, batch=batch, size=size, **layer)
-        check(direct, problem, level, threads=runs.threads_allowed())
-        tile = direct.blocking(problem, target, 1).tile
-        assert tile.turned == 0 or channels >= tile.rows
-        turned.add(tile.turned)
-    assert turned == {0} | {
-        register_tile.turned_tile(register_tile.ELEMENTS[dtype], target, columns).turned for columns in (1, inf)
-    }
+        if indirect_first.rejects(problem, target):
+            assert channels < target.lanes(problem.itemsize)
+            continue
+        threads = runs.threads_allowed()
+        check(indirect_first, problem, level, threads=threads)
+        tile = indirect_first.blocking(problem, target, threads).tile
+        assert tile.rows <= max(tile.lanes, channels)
+        columns.add(tile.turned)
+    assert {2, 4, 6} <= columns <= set(register_tile.FEW_COLUMNS)
 
 
 @KERNELS

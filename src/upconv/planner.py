@@ -17,6 +17,7 @@ from upconv.kernels import (
     depthwise_last,
     direct,
     indirect,
+    indirect_first,
     overlap_add,
     overlap_add_last,
     overlap_add_rows,
@@ -33,7 +34,7 @@ from upconv.spec import Problem
 
 CANDIDATES: tuple[Any, ...] = (
     direct, winograd, winograd_middle, winograd_wide, winograd_streamed, strassen, strassen_twice, overlap_add, overlap_add_rows,
-    depthwise,
+    depthwise, indirect_first,
 )  # fmt: skip
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, strassen_last, depthwise_last)

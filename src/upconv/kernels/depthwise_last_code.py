@@ -36,7 +36,7 @@ def emit(code: Code) -> str:
         place = SLOTS.pointer(f, job, "phases", "i64")[phase * PHASE]
         to, at = (f.load("i64", place[i]) for i in range(PHASE))
         weight, bias = (SLOTS.pointer(f, job, name, code.element) for name in ("weight", "bias"))
-        f.call(do_table, [job, row, workspace, low, high])
+        f.call(do_table, [job, row, workspace, low, high, SLOTS.pointer(f, job, "x", code.element)])
         f.call(do_columns, [workspace, high - low, f.load("i64", row[1]), weight[at], SLOTS.read(f, job, "channels"), to, bias])
 
     return module([do_table, do_columns, jobs.emit_entry("entry", SLOTS, task)])

@@ -286,7 +286,6 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
         written = NEAR_STORE if one_tap and problem.bytes <= NEAR * target.l2 else 1.0
     moved = (prod(problem.input_shape) * read + prod(problem.output_shape) * written) * problem.itemsize
     streamed = how.cut.count * macs(problem, how) / round_up(_length(problem, how), tile.lanes) * problem.itemsize
-    streamed /= register_tile.TURNED if tile.turned else 1.0
     return register_tile.seconds(target, how.share(spec.groups, threads), tiles, stored, moved, streamed)
 
 

@@ -185,7 +185,7 @@ def _cut(
     cuts = offered_cuts(length, tile, target, threads, images * spec.groups, right_row, scratch_row, halo)
     offers = []
     for cut in (replace(cut, parts=images) for cut in cuts):
-        shares = _shares(spec, cut, threads, way.chunk, TURNED_SHARES if tile.turned else SHARES)
+        shares = _shares(spec, cut, threads, way.chunk)
         offers.append((_busiest(problem, tile, way, cut, shares, threads), cut, shares))
     best = min(offers, key=lambda offer: offer[0])
     return (best if best[0] < EQUAL * offers[0][0] else offers[0])[1:]
@@ -214,20 +214,19 @@ def tasks_of(tile: Tile, cut: Cut, chunks: int, shares: Shares, groups: int, aga
     return jobs.tasks_of(sizes, chunks, shares.splits, again)
 
 
-SHARES, TURNED_SHARES = 4, 2
-"""Tasks a thread that the chunks of few blocks are split into. Each copies its columns anew, which is a tenth of its time where
-they are so few that the tile is turned: two of them are 1.02 to 1.08 times as fast as four there, 0.95 to 1.00 elsewhere."""
+SHARES = 4
+"""Tasks a thread that the chunks of few blocks are split into. Each copies its columns anew."""
 
 
-def _shares(spec: ConvSpec, cut: Cut, threads: int, chunk: int, most: int) -> Shares:
-    """What of its block a task does, for `most` tasks a thread."""
+def _shares(spec: ConvSpec, cut: Cut, threads: int, chunk: int) -> Shares:
+    """What of its block a task does."""
     channels_out, group_parts = spec.out_channels // spec.groups, min(spec.groups, max(1, ceil(4 * threads / cut.count)))
     groups_a_task = ceil(spec.groups / group_parts)
     parts = cut.count * ceil(spec.groups / groups_a_task)
     if threads > 1 and parts * ceil(channels_out / chunk) < 2 * threads:
         chunk = ceil(channels_out / min(ceil(2 * threads / parts), channels_out))
     chunks = ceil(channels_out / chunk)
-    splits = jobs.shares(chunks, parts, threads, most) if parts < 4 * threads and chunks > 1 else 1
+    splits = jobs.shares(chunks, parts, threads, SHARES) if parts < 4 * threads and chunks > 1 else 1
     return Shares(chunk, groups_a_task, splits)
 
 

@@ -88,12 +88,10 @@ def more_cycles(tile: Tile) -> float:
 def pack_channels(tile: Tile, target: Target, channels: int, groups: tuple[tuple[int, int], ...]) -> int:
     """Input channels that panels hold at a time: what a tile reads of them stays in the first-level cache.
 
-    A turned tile reads few columns of them: there the second-level cache will do, and sums are interrupted less.
     A number of parts that divides the channels is taken where there is one near.
     """
     deepest = max((taps for _, taps in groups), default=1) * channels
-    room = 0.4 * target.l2 if tile.turned else 0.65 * target.l1
-    least = max(1, min(channels, ceil(deepest * tile.width * SIZES[tile.element] / room)))
+    least = max(1, min(channels, ceil(deepest * tile.width * SIZES[tile.element] / (0.65 * target.l1))))
     parts = next((n for n in range(least, least * 3 // 2 + 1) if channels % n == 0), least)
     return ceil(channels / parts)
 
@@ -143,13 +141,7 @@ def _typical(problem: Problem) -> Problem:
 
 @lru_cache(maxsize=1024)
 def choose_tile(problem: Problem, target: Target) -> Tile:
-    """The tile of a layer; a turned one where the whole batch has fewer columns than a vector has lanes."""
-    spec, element = problem.spec, register_tile.ELEMENTS[problem.dtype]
-    count = columns.count(problem.batch, lines(band(problem, cropped=True)))
-    for turned in (register_tile.turned_tile(element, target, n) for n in (count, inf)):
-        fitting = count <= turned.turned and spec.out_channels // spec.groups >= turned.rows
-        if fitting and not columns.too_far(problem, turned.lanes):
-            return turned
+    """The tile of a layer."""
     return _usual_tile(_typical(problem), band(problem).axes[2].out_step, target)
 
 
@@ -211,9 +203,6 @@ def _ways(problem: Problem, target: Target, tile: Tile) -> list[Way]:
 def choose_way(problem: Problem, target: Target) -> Way:
     """The way of least cycles; whether it reads panels and shares reads is settled by the layer, not by its sizes."""
     tile = choose_tile(problem, target)
-    if tile.turned:
-        whole = [way for way in _ways(problem, target, tile) if way.panels and not way.shared]
-        return min(whole, key=lambda way: (not way.cropped, way.cycles))
     typical = min(_ways(_typical(problem), target, tile), key=lambda way: way.cycles)  # of equals the one that does not share
     kind = (typical.panels and not columns.too_far(problem, tile.lanes), typical.shared)
     return min((way for way in _ways(problem, target, tile) if (way.panels, way.shared) == kind), key=lambda way: way.cycles)
@@ -234,7 +223,7 @@ def fuses(problem: Problem, tile: Tile) -> bool:
 
 def _fuses(typical: Problem, step: int, tile: Tile) -> bool:
     """The same for outputs that stand `step` apart in rows of y, where those of a single input may stand otherwise than others."""
-    return not tile.turned and step <= tile.lanes and tile.rows % step == 0 and is_whole(band(typical))
+    return step <= tile.lanes and tile.rows % step == 0 and is_whole(band(typical))
 
 
 def is_whole(shape: Band, shared: bool = False) -> bool:

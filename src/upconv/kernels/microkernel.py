@@ -4,8 +4,7 @@ Every dense kernel is this loop with other addresses. For each tap in a run-time
 are read from the right operand, each of `rows` scalars of the left operand is broadcast, and all products are added up in
 registers. Names follow BLIS: the tile's height is MR (`rows`), its width NR (`vectors` times the lanes).
 
-A layer with fewer columns than lanes has its tile turned: the left operand's rows stand in the lanes, the columns are
-broadcast. Operands and result are laid out as before.
+A turned tile has the left operand's rows in the lanes, and scalars of its columns are broadcast, each from a place of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from math import ceil
 from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, element_of, lanes_of
 from upconv.codegen.target import LINE
 from upconv.kernels.register_tile import Tile
-from upconv.kernels.store import weave
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Finish:
 
 
 def emit_both(tile: Tile, finish: Finish | None = None, parts: bool = False, scattered: bool = False) -> tuple[Function, Function]:
-    """The tile, and the narrow one of a single vector that finishes its rows (which a turned tile itself is)."""
+    """The tile, and the narrow one of a single vector that finishes its rows."""
     name, narrow = "" if finish is None else f"_{finish.name}", replace(tile, vectors=1)
     return emit(tile, f"tile{name}", finish, parts, scattered), emit(narrow, f"narrow{name}", finish, parts)
 
@@ -137,17 +135,13 @@ def _sums(
 ) -> list[Value]:  # fmt: skip
     """The sums of a tile over all taps and channels, row by row."""
     zero = Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type)
-    over_taps = Carry([zero] * (tile.rows * tile.vectors if not tile.turned else tile.rows // tile.lanes * tile.turned))
+    over_taps = Carry([zero] * (tile.rows * tile.vectors))
     with f.loop(0, tap_count, name="tap", carry=over_taps) as t:
         entry = taps[t * TAP]
         from_right, from_left = right[f.load("i64", entry)], left[f.load("i64", entry[1])]
         count = channels * f.load("i64", entry[2])
-        sums = over_taps.values
-        if tile.places > 1:
-            over_taps.next = _over_places(f, tile, sums, from_left, from_right, count, pitch)
-        else:
-            over_taps.next = _over_channels(f, tile, sums, from_left, from_right, count, pitch, scattered)
-    return _turned_back(f, tile, over_taps.results) if tile.turned else over_taps.results
+        over_taps.next = _over_channels(f, tile, over_taps.values, from_left, from_right, count, pitch, scattered)
+    return over_taps.results
 
 
 def _over_channels(
@@ -167,25 +161,6 @@ def _over_channels(
             steps.next = [*sums, a, b]
         steps = Carry(steps.results)
     return steps.values[:-2]
-
-
-def _over_places(f: Function, tile: Tile, sums: list[Value], left: Value, right: Value, count: Value, pitch: Value) -> list[Value]:
-    """The same from several places at a time, for tiles that take longer to read their weights than to multiply them."""
-    apart = count // tile.places
-    steps = Carry([*sums, left, right])
-    with f.loop(0, apart, name="k", carry=steps):
-        *sums, a, b = steps.values
-        for place in range(tile.places):
-            there = a[apart * (place * tile.rows)]
-            _ask_ahead(f, tile, there, 1)
-            sums = _step(f, tile, sums, there, b[apart * pitch * place])
-        steps.next = [*sums, a[tile.rows], b[pitch]]
-    done = apart * tile.places
-    rest = Carry([*steps.results[:-2], left[done * tile.rows], right[done * pitch]])
-    with f.loop(done, count, name="rest", carry=rest):
-        *sums, a, b = rest.values
-        rest.next = [*_step(f, tile, sums, a, b), a[tile.rows], b[pitch]]
-    return rest.results[:-2]
 
 
 def leave(f: Function, type_: str, fresh: Value, sums: list[Value], places: list[Value]) -> None:
@@ -228,9 +203,7 @@ def unrolled(f: Function, count: Value, sums: int) -> tuple[tuple[Value, Value, 
 
 def _step(f: Function, tile: Tile, sums: list[Value], a: Value, b: Value) -> list[Value]:
     """One channel of a tile."""
-    several, scalars = (a, b) if tile.turned else (b, a)
-    vectors = tile.rows // tile.lanes if tile.turned else tile.vectors
-    return products(f, tile.type, sums, several, vectors, (scalars[r] for r in range(tile.turned or tile.rows)))
+    return products(f, tile.type, sums, b, tile.vectors, (a[r] for r in range(tile.rows)))
 
 
 def rows_times_scalars(
@@ -281,13 +254,3 @@ def products(f: Function, type_: str, sums: list[Value], several: Value, vectors
         for value in values:
             done.append(f.fma(value, scalar, sums[len(done)]))
     return done
-
-
-def _turned_back(f: Function, tile: Tile, sums: list[Value]) -> list[Value]:
-    """A turned tile's sums, column by column, as rows of one vector; its columns beyond those computed are zeros."""
-    zero, vectors = Value(f, "zeroinitializer", tile.type), tile.rows // tile.lanes
-    rows: list[Value] = []
-    for v in range(vectors):
-        columns = [sums[c * vectors + v] for c in range(tile.turned)]
-        rows += weave(f, columns + [zero] * (tile.lanes - tile.turned))
-    return rows

@@ -1,4 +1,4 @@
-"""Positions of arrays with their channels last: what each column of a phase reads and writes, found through a table.
+"""Positions of an x with its channels last: what each column of a phase reads, and writes, found through a table.
 
 A row of x, all channels of one position, is read where it stands: for every column and every tap the table holds where the row
 begins, or a row of zeros where the tap meets padding. Phases that read the same inputs share a table.
@@ -20,7 +20,7 @@ from upconv.kernels.job import Slots
 from upconv.spec import Problem
 
 SLOTS = (
-    "x", "y", "zeros", "sets", "taps", "x_channels", "y_channels", "size_d", "size_h", "size_w", "in_step_d", "in_step_h",
+    "x", "y", "zeros", "sets", "taps", "x_channels", "y_image", "y_place", "size_d", "size_h", "size_w", "in_step_d", "in_step_h",
     "in_step_w", "out_d", "out_h", "out_w", "out_step_d", "out_step_h", "out_step_w",
 )  # fmt: skip
 SET, TAP = 5, 3
@@ -70,13 +70,15 @@ def place_of(shape: Band, phase: tuple[int, int, int]) -> int:
     return (phase[0] * h.out_size + phase[1]) * w.out_size + phase[2]
 
 
-def slots(problem: Problem) -> dict[str, int]:
-    """The numbers of SLOTS that are no addresses."""
+def slots(problem: Problem, first: bool = False) -> dict[str, int]:
+    """The numbers of SLOTS that are no addresses, for a y with its channels last, or `first`."""
+    channels = problem.spec.out_channels
     axes = dict(zip("dhw", band(problem, cropped=True).axes, strict=True))
     return {
         **{f"size_{n}": a.size for n, a in axes.items()}, **{f"in_step_{n}": a.in_step for n, a in axes.items()},
         **{f"out_{n}": a.out_size for n, a in axes.items()}, **{f"out_step_{n}": a.out_step for n, a in axes.items()},
-        "x_channels": problem.spec.in_channels, "y_channels": problem.spec.out_channels,
+        "x_channels": problem.spec.in_channels,
+        "y_image": channels * prod(problem.output_size), "y_place": 1 if first else channels,
     }  # fmt: skip
 
 
@@ -97,15 +99,15 @@ def table(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:
 
 
 def emit_table(slots: Slots, element: str, many: int) -> Function:
-    """`table(job, set, table, low, high)`: for each tile of `many` columns of low..high-1, what every tap reads for each, and where
-    each goes in y; columns that are none, and reads outside x, point to zeros."""
-    f = Function("table", [("job", "ptr"), ("set", "ptr"), ("table", "ptr"), ("low", "i64"), ("high", "i64")],
+    """`table(job, set, table, low, high, x)`: for each tile of `many` columns of low..high-1, what every tap reads for each, and
+    where each goes in y; columns that are none, and reads outside x, point to zeros."""
+    f = Function("table", [("job", "ptr"), ("set", "ptr"), ("table", "ptr"), ("low", "i64"), ("high", "i64"), ("x", "ptr")],
                  attributes="internal noinline nounwind")  # fmt: skip
-    job, row_of_set, table, low, high = f.arguments
-    table = table.of("i64")
+    job, row_of_set, table, low, high, x = f.arguments
+    table, x = table.of("i64"), x.of(element)
     s = {name: slots.read(f, job, name) for name in SLOTS[SLOTS.index("x_channels") :]}
     first_tap, taps, rows_d, rows_h, rows_w = (f.load("i64", row_of_set.of("i64")[i]) for i in range(SET))
-    x, y, zeros = (slots.pointer(f, job, name, element) for name in ("x", "y", "zeros"))
+    y, zeros = (slots.pointer(f, job, name, element) for name in ("y", "zeros"))
     reads = slots.pointer(f, job, "taps", "i64")[first_tap * TAP]
     size = (taps + 1) * many  # pointers a tile
 
@@ -128,9 +130,9 @@ def emit_table(slots: Slots, element: str, many: int) -> Function:
                 found = x[(line + in_w) * s["x_channels"]]
                 pointer = f.select(inside, found, zeros)
                 put(pointer, start + w - low, tap)
-        line = ((n * s["out_d"] + d * s["out_step_d"]) * s["out_h"] + h * s["out_step_h"]) * s["out_w"]
+        image, line = y[n * s["y_image"]], (d * s["out_step_d"] * s["out_h"] + h * s["out_step_h"]) * s["out_w"]
         with f.loop(from_w, to_w, name="w") as w:
-            put(y[(line + w * s["out_step_w"]) * s["y_channels"]], start + w - low, taps)
+            put(image[(line + w * s["out_step_w"]) * s["y_place"]], start + w - low, taps)
     end = (high - low + (many - 1)) // many * many
     with f.loop(high - low, end, name="none") as column, f.loop(0, taps + 1, name="tap") as tap:
         put(zeros, column, tap)

@@ -32,8 +32,6 @@ class Tile:
     asks: bool = True
     cycles: float = 0.5
     """That the multiply-add of a vector takes, of many that wait for nothing."""
-    places: int = 1
-    """Where weights are read at once, as far apart as that part of the channels."""
 
     @property
     def width(self) -> int:
@@ -67,31 +65,6 @@ def tiles(element: str, target: Target) -> list[Tile]:
     return sorted(found, key=lambda t: (-t.rows * t.vectors, t.vectors))
 
 
-FEW = 2
-"""Columns that a turned tile of few has. It is twice as high for them: with one column of six in use, the products of the other
-five take longer than the weights take to come from the third-level cache."""
-
-
-PLACES = 2
-"""Places that a turned tile reads its weights at where there are 16 registers. Zen 3 gives more to several readers: one thread
-reads 13 GB/s at one place, 17 at two and 21 at four, two threads 21, 28 and 30; eleven layers are 1.07 times as fast for it (0.97
-to 1.36), with four places 1.03. Zen 4 does not: with one place 26 layers are 1.03 times as fast where weights come from memory,
-and as fast where they do not. Other processors with 32 registers are taken to be as young."""
-
-
-def turned_tile(element: str, target: Target, columns: float) -> Tile:
-    """The turned tile for so many columns: of FEW, or else of the most there are.
-
-    Of half vectors where there are: 1024 -> 512 k4s2 on 2 x 2, all weights, takes 0.82 ms in 16 rows, 1.36 in 32. Measured.
-    """
-    lanes, cycles = target.vectors(SIZES[element])[-1]
-    places = 1 if target.registers > 16 else PLACES
-    if columns <= FEW < lanes and fits(FEW, 4, target):
-        return Tile(element, lanes, 4 * lanes, 1, FEW, cycles=cycles, places=places)
-    most = next(n for n in range(min(6, lanes - 1), 0, -1) if fits(n, 2, target) or n == 1)
-    return Tile(element, lanes, 2 * lanes, 1, most, cycles=cycles, places=places)
-
-
 LAST_COLUMNS, LAST_VECTORS = 6, 4
 """Columns, and vectors of rows at most, of a tile for arrays with their channels last: each column is read at a place of its own,
 and registers hold so many addresses."""
@@ -112,6 +85,32 @@ def last_tile(dtype: str, target: Target, rows: int, piece: int | None = None) -
         most = next((n for n in range(LAST_COLUMNS, 0, -1) if fits(n, vectors, target)), 1)
         found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, most, cycles=cycles))
     return min(found, key=lambda tile: chunks_cycles(tile, rows) / tile.turned)
+
+
+FEW_COLUMNS = (2, 4, 5, LAST_COLUMNS)
+"""Columns of a tile for few of them: each number has code of its own."""
+READ = 20.0
+"""Bytes of weights a cycle that such tiles read at most, from the third-level cache. Measured: 512 -> 512 on one position."""
+
+
+@lru_cache(maxsize=512)
+def few_tile(dtype: str, target: Target, rows: int, columns: int, shares: int) -> Tile:
+    """The turned tile for so few columns that weights are what is read, for the fewest cycles over all of them.
+
+    It is no higher than one of so many equal shares of the rows is, but for what fills up a vector.
+    """
+    found = []
+    for lanes, cycles in target.vectors(SIZES[ELEMENTS[dtype]]):
+        most = min(LAST_VECTORS, max(1, ceil(rows / shares / lanes)))
+        for vectors, many in product(range(1, most + 1), FEW_COLUMNS):
+            if fits(many, vectors, target) or many == FEW_COLUMNS[0]:
+                found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, many, cycles=cycles))
+    least = rows * SIZES[ELEMENTS[dtype]] / READ
+
+    def cycles_of(tile: Tile) -> float:
+        return max(chunks_cycles(tile, rows), least) * ceil(columns / tile.turned)
+
+    return min(found, key=lambda tile: (cycles_of(tile), -tile.rows, tile.turned))
 
 
 def rows_computed(tile: Tile, rows: int) -> int:
@@ -167,9 +166,8 @@ def ends_cycles(tile: Tile, count: int) -> float:
     return wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
 
 
-MOVED, STREAMED, TURNED = 10e9, 10e9, 1.4
-"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on; how many times as fast
-turned tiles read these (see PLACES). Measured."""
+MOVED, STREAMED = 10e9, 10e9
+"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on. Measured."""
 
 
 def seconds(target: Target, share: float, gemm: float, other: float, moved: float, streamed: float) -> float:
@@ -199,8 +197,8 @@ def far(weight_bytes: float, target: Target) -> bool:
 
 
 def reading(tile: Tile, weight_bytes: float, target: Target) -> Tile:
-    """The tile as it reads so many bytes of weights. A turned one always asks: it meets them once, wherever they are.
+    """The tile as it reads so many bytes of weights.
 
-    So do those of targets with many registers: without, LLVM moves their loads up until there are too few.
+    Those of targets with many registers always ask: without, LLVM moves their loads up until there are too few.
     """
-    return replace(tile, asks=tile.turned > 0 or target.registers > 16 or far(weight_bytes, target))
+    return replace(tile, asks=target.registers > 16 or far(weight_bytes, target))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from upconv.codegen.ir import SIZES, Function, Int, Value, element_of, lanes_of, module, vector
+from upconv.codegen.ir import SIZES, Function, Int, Value, lanes_of, module, vector
 from upconv.codegen.target import LINE, Target
 from upconv.kernels import job as jobs
 from upconv.kernels.store import unweave, weave
@@ -35,6 +35,7 @@ def emit(element: str, to_last: bool, target: Target, few: int) -> str:
     them, elements are copied one by one.
     """
     lanes = target.lanes(SIZES[element])
+    do_part = emit_part(element, lanes, to_last, few, max(1, LINE // (lanes * SIZES[element])))  # whole cache lines
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         del workspace
@@ -42,18 +43,27 @@ def emit(element: str, to_last: bool, target: Target, few: int) -> str:
         positions, channels = s["positions"], s["channels"]
         image, at = number // s["block_count"] * positions * channels, number % s["block_count"] * s["block"]
         x, y = (SLOTS.pointer(f, job, name, element)[image] for name in ("x", "y"))
-        stop = f.minimum(at + s["block"], positions)
-        fits = (positions >= lanes) & (channels >= (few or lanes))
-        with f.when(fits, name="vectors"):
-            if few:
-                _emit_woven(f, s, vector(element, lanes), few, to_last, x, y, at, stop)
-            else:
-                _emit_squares(f, s, vector(element, lanes), to_last, x, y, at, stop)
-        (x_channel, x_position), (y_channel, y_position) = _steps(s, to_last)
-        with f.otherwise(fits, name="singly"), f.loop(at, stop, name="p") as p, f.loop(0, channels, name="c") as c:
-            f.store(f.load(element, x[c * x_channel + p * x_position]), y[c * y_channel + p * y_position])
+        f.call(do_part, [x, y, positions, channels, s["run"], at, f.minimum(at + s["block"], positions)])
 
-    return module([jobs.emit_entry("entry", SLOTS, task)])
+    return module([do_part, jobs.emit_entry("entry", SLOTS, task)])
+
+
+def emit_part(element: str, lanes: int, to_last: bool, few: int = 0, squares: int = 1) -> Function:
+    """`reorder(x, y, positions, channels, run, at, stop)`: positions at..stop-1 of an image, `squares` side by side along them."""
+    pointers, names = ("x", "y"), ("x", "y", "positions", "channels", "run", "at", "stop")
+    f = Function("reorder", [(n, "ptr" if n in pointers else "i64") for n in names], attributes="internal noinline nounwind")
+    x, y, positions, channels, run, at, stop = f.arguments
+    x, y, s = x.of(element), y.of(element), {"positions": positions, "channels": channels, "run": run}
+    fits = (positions >= lanes) & (channels >= (few or lanes))
+    with f.when(fits, name="vectors"):
+        if few:
+            _emit_woven(f, s, vector(element, lanes), few, to_last, x, y, at, stop)
+        else:
+            _emit_squares(f, s, vector(element, lanes), to_last, squares, x, y, at, stop)
+    (x_channel, x_position), (y_channel, y_position) = _steps(s, to_last)
+    with f.otherwise(fits, name="singly"), f.loop(at, stop, name="p") as p, f.loop(0, channels, name="c") as c:
+        f.store(f.load(element, x[c * x_channel + p * x_position]), y[c * y_channel + p * y_position])
+    return f
 
 
 def _steps(s: dict[str, Value], to_last: bool) -> tuple[tuple[Int, Int], tuple[Int, Int]]:
@@ -62,10 +72,11 @@ def _steps(s: dict[str, Value], to_last: bool) -> tuple[tuple[Int, Int], tuple[I
     return (first, last) if to_last else (last, first)
 
 
-def _emit_squares(f: Function, s: dict[str, Value], type_: str, to_last: bool, x: Value, y: Value, at: Value, stop: Value) -> None:
+def _emit_squares(
+    f: Function, s: dict[str, Value], type_: str, to_last: bool, squares: int, x: Value, y: Value, at: Value, stop: Value
+) -> None:
     """Reorders positions at..stop-1 by squares."""
     lanes = lanes_of(type_)
-    squares = max(1, LINE // (lanes * SIZES[element_of(type_)]))  # side by side along the positions: whole cache lines
     (x_channel, x_position), (y_channel, y_position) = _steps(s, to_last)
     with (
         f.loop(at, stop, s["run"], name="run") as run,
