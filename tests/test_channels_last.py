@@ -297,7 +297,10 @@ def test_it_is_chosen_where_reordering_costs_more() -> None:
     assert plan.algorithm == "indirect"
     assert "channels last" in str(plan)
     assert "reordering included" in str(plan)
-    assert plan_last((1, 1024, 2, 2), 512, kernel_size=4, stride=2, padding=1) is None  # its weights come more slowly
+    plan = plan_last((1, 1024, 2, 2), 512, kernel_size=4, stride=2, padding=1)
+    assert plan is not None
+    assert plan.algorithm == "indirect"
+    assert plan_last((1, 1024, 8, 8), 512, kernel_size=4, stride=2, padding=1) is None  # Winograd transforms weights as it reads them
 
 
 @pytest.mark.skipif(targets.host().lanes(4) < 8, reason="short vectors leave less to save")

@@ -12,24 +12,17 @@ from functools import lru_cache
 from math import ceil, prod
 from typing import Any
 
-from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
 from upconv.kernels import indirect, register_tile
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
-from upconv.kernels.indirect import END, Blocking
+from upconv.kernels.indirect import LISTED, Blocking
 from upconv.kernels.positions import columns_of, phase_sets
-from upconv.kernels.register_tile import READ
 from upconv.spec import Problem
 
 NAME = "indirect_first"
 MOST, ROOM = 64, 0.25
 """Positions of a phase, and the part of the second-level cache that x takes, at most."""
-FASTER = 3.0
-"""How many times as fast weights come as those of other tiles."""
-SLOWER, AGAIN = 1.1, 40e9
-"""What sums cost more than those of other kernels; and, where tiles of columns follow one another and weights are far, bytes of
-them a second and thread that the first one waits for. Fitted to 114 layers: what is chosen takes 1.007 of the fastest's time."""
 COPIED, SCATTERED = 1.0, 2.0
 """Cycles of an element of x that a task copies to channels-last, and of one of y that is scattered over its channels."""
 
@@ -39,22 +32,17 @@ def rejects(problem: Problem, target: Target) -> str | None:
     reason = indirect.rejects(problem, target)
     if reason:
         return reason
-    if _columns(problem) > MOST:
-        return f"{_columns(problem)} positions: weights are met often enough"
+    if indirect.most_columns(problem) > MOST:
+        return f"{indirect.most_columns(problem)} positions: weights are met often enough"
     if prod(problem.input_shape) * problem.itemsize > ROOM * target.l2:
         return "x is too large for every task to copy it"
     return None
 
 
-def _columns(problem: Problem) -> int:
-    """Columns of the set that has most."""
-    return max((columns_of(problem, s) for s in phase_sets(problem)), default=1)
-
-
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """One block of all columns, and output channels shared out: as many rows a tile as leave every thread two tasks."""
-    spec, columns = problem.spec, _columns(problem)
+    spec, columns = problem.spec, indirect.most_columns(problem)
     m, least = spec.out_channels // spec.groups, 2 * threads if threads > 1 else 1
     tile = register_tile.few_tile(problem.dtype, target, m, columns, least)
     block, x_bytes = round_up(columns, tile.turned), round_up(prod(problem.input_shape) * problem.itemsize, 64)
@@ -80,19 +68,11 @@ def tasks(problem: Problem, how: Blocking) -> int:
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the steps and the ends of tiles, the tables, x copied by every task, y scattered, and the weights."""
-    spec, tile, item, count = problem.spec, how.tile, problem.itemsize, tasks(problem, how)
-    c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    step = max(register_tile.chunks_cycles(tile, m), m * SIZES[tile.element] / READ)
-    gemm = other = weights = 0.0
-    for s in phase_sets(problem):
-        passes = len(s.phases) * spec.groups * ceil(columns_of(problem, s) / tile.turned)
-        gemm += passes * (len(s.reads) * (c + 2) + END) * step
-        other += columns_of(problem, s) * (len(s.reads) + 1) * 4.0 * count
-        weights += len(s.phases) * len(s.reads) * c * spec.out_channels * item
-    other += COPIED * prod(problem.input_shape) * count + SCATTERED * prod(problem.output_shape)
-    share = jobs.busiest_share(jobs.tasks_of([(1, 1.0)], ceil(m / tile.rows), how.shares, 0.0), threads)
-    waited = weights / AGAIN * target.hertz if how.tile.asks else 0.0
-    return register_tile.seconds(target, share, gemm * SLOWER, other + waited, 0.0, weights / FASTER)
+    count, chunks = tasks(problem, how), ceil(problem.spec.out_channels // problem.spec.groups / how.tile.rows)
+    other = COPIED * prod(problem.input_shape) * count + SCATTERED * prod(problem.output_shape)
+    other += sum(columns_of(problem, s) * (len(s.reads) + 1) for s in phase_sets(problem)) * LISTED * count
+    share = jobs.busiest_share(jobs.tasks_of([(1, 1.0)], chunks, how.shares, 0.0), threads)
+    return indirect.few_seconds(problem, how, target, share, other)
 
 
 def __getattr__(name: str) -> Any:
