@@ -9,7 +9,7 @@ import pytest
 
 from upconv.codegen import target as targets
 from upconv.codegen.target import Target
-from upconv.kernels import direct, register_tile, strassen, winograd_cuts, winograd_wide
+from upconv.kernels import register_tile, strassen, winograd_cuts, winograd_wide
 from upconv.kernels.winograd_tiles import tiling_of
 from upconv.spec import ConvSpec, Problem
 
@@ -34,10 +34,14 @@ def test_tiles_for_channels_last_are_as_high_as_suits_the_channels(target: Targe
     assert register_tile.fits(tile.turned, tile.rows // tile.lanes, target)
 
 
-def test_turned_tiles_read_at_two_places_where_there_are_few_registers() -> None:
-    for target, places in ((ZEN3, 2), (ZEN4, 1)):
-        assert {register_tile.turned_tile("float", target, columns).places for columns in (1, 6)} == {places}
-        assert register_tile.last_tile("float32", target, 64).places == 1  # which are read as they come
+def test_few_columns_have_tiles_of_as_many_and_every_share_of_the_channels_one() -> None:
+    for target in (ZEN3, ZEN4):
+        for columns, computed in ((1, 2), (2, 2), (4, 4), (5, 5), (6, 6), (8, 8), (9, 10), (12, 12)):
+            tile = register_tile.few_tile("float32", target, 512, columns, 4)
+            assert -(-columns // tile.turned) * tile.turned == computed
+            assert register_tile.fits(tile.turned, tile.rows // tile.lanes, target)
+            assert tile.rows <= 128
+        assert register_tile.few_tile("float32", target, 16, 1, 1).rows == 16
 
 
 def test_vectors_are_no_longer_than_what_is_added_up_at_a_time() -> None:
@@ -101,5 +105,3 @@ def test_few_columns_are_computed_in_half_vectors_where_whole_ones_would_be_idle
     assert (few.tile.lanes, few.tile.width) == (8, 24)
     many = winograd_wide.blocking(up(128, 32, 184), ZEN4, 2)
     assert many.tile.lanes == 16
-    assert direct.blocking(up(1024, 512, 2), ZEN4, 2).tile.turned > 0
-    assert direct.blocking(up(1024, 512, 2), ZEN4, 2).tile.lanes == 8
