@@ -292,7 +292,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     _, _, w = lines(problem, how.ways)
     vectors = _length(how) // tile.lanes
     rows = how.chunks * how.rows * spec.groups
-    to, back = transform_cycles(how.tiling, how.slices, how.v_bytes, target), back_cycles(how.tiling, how.slices)
+    to, back = transform_cycles(how.tiling, how.slices, how.v_bytes, target), back_cycles(how.tiling, how.slices, target)
     transforms = vectors * how.points * (to * how.depth * spec.groups * how.splits + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
     tile_rows = vectors * rows * how.slices**2 / prod(spec.stride[-1:])
