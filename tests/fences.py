@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel_runs as runs
-from upconv.kernels import winograd, winograd_wide
+from upconv.kernels import indirect_first, winograd, winograd_wide
 
 PAGE = mmap.PAGESIZE
 FENCE = 16 * PAGE
@@ -82,9 +82,11 @@ def layers() -> list[dict[str, Any]]:
     for size in ((1, 1), (5, 9), (30, 61)):  # few output channels, kernels no multiple of the stride: shared reads
         add(size, 20, 1, 9, 2, padding=4, output_padding=1)
         add(size, 5, 2, 5, 3, padding=1)
-    for batch in (1, 2, 3, 5):  # fewer columns than lanes, many channels: turned tiles
+    for batch in (1, 2, 3, 5):  # fewer columns than lanes, many channels; weights in one piece, and in streams
         add((1, 1), 37, 130, 4, 2, padding=1, batch=batch)
+        add((1, 1), 36, 130, 4, 2, padding=1, batch=batch)
         add((3, 1), 21, 65, 3, 1, padding=1, batch=batch, transposed=False)
+        add((3, 1), 24, 65, 3, 1, padding=1, batch=batch, transposed=False)
         add((length,), 1, 5, 3, 1, padding=1, transposed=False)
         add((length + 2,), 2, 3, 3, 2, transposed=False)
     for step in (3, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 40):
@@ -163,9 +165,14 @@ def layers() -> list[dict[str, Any]]:
 
 def main(level: str) -> None:
     faulthandler.enable()
-    target = runs.target_of(level)
+    host, small = runs.target_of(level), runs.small(runs.target_of(level))
     wrong = count = 0
-    for module, by_position in (*((module, False) for module in runs.KERNELS), (winograd, True), (winograd_wide, True)):
+    for module, target, by_position in (
+        *((module, host, False) for module in runs.KERNELS),
+        (indirect_first, small, False),
+        (winograd, host, True),
+        (winograd_wide, host, True),
+    ):
         thin = 1 if level == runs.levels()[0] else 8
         if by_position:
             runs.number_by_position()
@@ -173,6 +180,8 @@ def main(level: str) -> None:
             for dtype in ("float32", "float64") if number % 3 == 0 else ("float32",):
                 problem = runs.make(dtype=dtype, **layer)
                 if module.rejects(problem, target) or (by_position and not module.blocking(problem, target, 1).by_position):
+                    continue
+                if target is small and module.blocking(problem, target, 1).streams == 1:
                     continue
                 given = runs.operands(problem, bias=number % 2 == 0)
                 for at_end in (False, True):

@@ -7,7 +7,7 @@ them all.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -44,6 +44,11 @@ def levels() -> list[str]:
 
 def target_of(level: str) -> targets.Target:
     return targets.host(level if level in targets.X86_LEVELS else None)
+
+
+def small(target: targets.Target) -> targets.Target:
+    """The target with few registers and so small a second-level cache that weights of a handful of channels are read in streams."""
+    return replace(target, registers=16, l2=4 << 10)
 
 
 def exact(module: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -270,6 +271,17 @@ def test_activations(kernel: Any, activation: Any) -> None:
     operands = runs.operands(problem, integers=False)
     got = run(kernel, problem, operands, runs.target_of(LEVELS[0]))
     np.testing.assert_allclose(got, operands.expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("channels", [20, 21])
+def test_many_weights_that_few_positions_meet_are_read_in_streams(channels: int) -> None:
+    target = runs.small(runs.target_of(LEVELS[0]))
+    for batch, size in product((1, 3), ((1, 1), (2, 2))):
+        layer: dict[str, Any] = dict(in_channels=channels, out_channels=129, kernel_size=4, stride=2, padding=1)
+        problem = runs.make(batch=batch, size=size, **layer)
+        assert indirect.blocking(problem, target, 2).streams == (4 if channels == 20 else 1)
+        operands = runs.operands(problem)
+        np.testing.assert_array_equal(run(indirect, problem, operands, target, runs.threads_allowed()), operands.expected)
 
 
 @pytest.mark.parametrize("kernel", [indirect, overlap_add_last, depthwise_last], ids=lambda module: module.NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 import kernel_runs as runs
 import upconv
-from upconv.kernels import direct_blocks, direct_way, indirect_first, reference, register_tile
+from upconv.kernels import direct_blocks, direct_way, indirect, indirect_first, reference, register_tile
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -263,11 +264,32 @@ def test_few_positions_have_tiles_of_as_many_columns(transposed: bool, dtype: st
     assert {2, 4, 6} <= columns <= set(register_tile.FEW_COLUMNS)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+def test_many_weights_that_few_positions_meet_are_read_in_streams(transposed: bool, dtype: str) -> None:
+    """Where channels can be dealt out to them, as many for every tap; in one piece elsewhere."""
+    target, streams = runs.small(runs.target_of(LEVELS[0])), set()
+    for batch, size, (channels_in, channels), groups in product((1, 5), ((1, 1), (2, 2)), ((20, 129), (21, 129), (4, 700)), (1, 2)):
+        layer: dict[str, Any] = dict(kernel_size=4, stride=2, padding=1, dtype=dtype, groups=groups)
+        channels_in, channels = channels_in * groups, channels * groups
+        if not transposed:
+            size = (2 * size[0], 2 * size[1])
+        problem = runs.make(transposed, batch=batch, size=size, in_channels=channels_in, out_channels=channels, **layer)
+        if indirect_first.rejects(problem, target):
+            continue  # x is too large for a cache so small
+        how, threads = indirect_first.blocking(problem, target, 1), runs.threads_allowed()
+        operands = runs.operands(problem)
+        for n in {1, threads}:
+            np.testing.assert_array_equal(runs.run_kernel(indirect_first, problem, operands, target, n), operands.expected)
+        assert how.streams == 1 or channels_in // groups % how.streams == 0
+        streams.add(how.streams)
+    assert streams == {1, indirect.STREAMS}
+    assert indirect.streams(problem, replace(target, registers=32)) == indirect.streams(problem, replace(target, l2=1 << 20)) == 1
+
+
 @KERNELS
 def test_blocks_in_the_middle_of_rows_and_images(module: Any) -> None:
     """A target with a tiny second-level cache cuts even small layers into many blocks, at places no row begins."""
-    from dataclasses import replace
-
     target = replace(runs.target_of(LEVELS[0]), l2=16 << 10, l1=4 << 10)
     for layer in (
         dict(size=(40, 37), in_channels=24, out_channels=10, kernel_size=4, stride=2, padding=1, batch=2),
@@ -380,8 +402,6 @@ def test_activations_keep_nan_and_take_infinity_to_their_limits(activation: Any)
 @given(problem=runs.problems(activations=True), empty=st.integers(0, 3), data=st.data())
 def test_calls_agree_with_the_reference_for_every_batch(problem: Problem, empty: int, data: Any) -> None:
     """The public functions: an empty batch, one image, several, unbatched, and memory laid out in other ways."""
-    from dataclasses import replace
-
     spec = problem.spec
     problem = replace(problem, batch=0) if empty == 0 else problem
     given = runs.operands(problem, bias=data.draw(st.booleans()))

@@ -41,6 +41,8 @@ class Blocking:
     table_bytes: int
     x_bytes: int = 0
     """Of x copied to channels-last, where arrays have their channels first."""
+    streams: int = 1
+    """In how many pieces of memory at a time a chunk's weights are read, each of every so manieth input channel."""
 
     @property
     def first(self) -> bool:
@@ -82,7 +84,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     tasks = sum(ceil(n / block) for n in columns)
     chunks = min((len(_chunks(problem.spec, tile, s)) for s in sets), default=1)
     shares = max(1, min(chunks, ceil(3 * threads / tasks))) if threads > 1 else 1
-    return Blocking(asking(tile, problem, target, block), block, shares, table_bytes(sets, block))
+    return Blocking(asking(tile, problem, target, block), block, shares, table_bytes(sets, block), streams=streams(problem, target))
 
 
 def _tile(problem: Problem, target: Target, threads: int) -> Tile:
@@ -108,6 +110,27 @@ def asking(tile: Tile, problem: Problem, target: Target, block: int) -> Tile:
     return replace(tile, asks=block > tile.turned and register_tile.far(weight_bytes, target))
 
 
+STREAMS, FROM = 4, 8.0
+"""Pieces of memory that weights are read in at a time where there are few registers, and more weights than so many second-level
+caches, met once. Processors ask for what follows in a page, and begin anew in the next: 1.14 to 1.75 times as fast for 10 MB and
+more that meet up to five positions (Zen 3, two threads), 0.93 to 1.05 for less; two pieces 0.85 to 0.95 of that, eight as four."""
+
+
+def streams(problem: Problem, target: Target) -> int:
+    """See STREAMS."""
+    even = problem.spec.in_channels // problem.spec.groups % STREAMS == 0
+    many = read_bytes(problem) > FROM * target.l2
+    return STREAMS if even and many and target.registers <= 16 and most_columns(problem) <= FEW else 1
+
+
+def read_bytes(problem: Problem) -> int:
+    """Of weights that any position meets."""
+    spec = problem.spec
+    return sum(len(s.phases) * len(s.reads) for s in phase_sets(problem)) * (
+        spec.in_channels // spec.groups * spec.out_channels * problem.itemsize
+    )
+
+
 def table_bytes(sets: tuple[PhaseSet, ...], block: int) -> int:
     """Of the table of so many columns' reads."""
     taps = max((len(s.reads) for s in sets), default=0)
@@ -124,7 +147,7 @@ def _chunks(spec: ConvSpec, tile: Tile, phases: PhaseSet) -> list[tuple[int, int
 
 
 def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
-    """Weights in the order the tiles read them: [group][set][chunk][tap][channel][row]."""
+    """Weights in the order the tiles read them: [group][set][chunk][tap][stream][channel][row]."""
     spec, rows = problem.spec, how.tile.rows
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     step, channel_step, group_step = weights.strides(spec)
@@ -133,16 +156,17 @@ def weight_layout(problem: Problem, how: Blocking) -> weights.Layout:
         if not phases.reads:
             continue
         places = np.array([phases.kernels[i] for i, _, _ in _chunks(spec, how.tile, phases)])  # chunk tap
+        places = (places[:, :, None] + np.arange(how.streams) * channel_step).reshape(len(places), -1)  # chunk tap*stream
         channel = np.array([first for _, first, _ in _chunks(spec, how.tile, phases)])[:, None] + np.arange(rows)
         offsets = np.where(channel[:, None] < m, channel[:, None] * step + places[:, :, None], -1)
         sections.append(offsets[:, :, None, None, :])
-    transform = weights.Transform(how.tile.element, rows, spec.transposed)
-    return weights.Layout(transform, spec.groups, c, 1, channel_step, group_step, tuple(sections), c)
+    transform, each = weights.Transform(how.tile.element, rows, spec.transposed), c // how.streams
+    return weights.Layout(transform, spec.groups, each, 1, channel_step * how.streams, group_step, tuple(sections), each)
 
 
 def packing(problem: Problem, how: Blocking) -> object:
     """What the packed weight's layout depends on besides the layer."""
-    return (how.tile.rows, tuple((s.phases, s.kernels) for s in phase_sets(problem)))
+    return (how.tile.rows, how.streams, tuple((s.phases, s.kernels) for s in phase_sets(problem)))
 
 
 # -- run-time numbers --------------------------------------------------------------------------------------------------
@@ -188,11 +212,12 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
 def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     """The kernel's symbol, which decodes itself."""
     kind = "convt" if problem.spec.transposed else "conv"
-    return f"{kind}_f{problem.itemsize * 8}_{NAME}{'_first' if how.first else ''}_{how.tile}_{target.name}"
+    name = f"{NAME}{'_first' if how.first else ''}_{how.tile}{'_streams' if how.streams > 1 else ''}"
+    return f"{kind}_f{problem.itemsize * 8}_{name}_{target.name}"
 
 
 def _code(problem: Problem, how: Blocking) -> indirect_code.Code:
-    return indirect_code.Code(how.tile, problem.spec.activation, how.first)
+    return indirect_code.Code(how.tile, problem.spec.activation, how.first, how.streams)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
@@ -245,15 +270,15 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 
 def few_seconds(problem: Problem, how: Blocking, target: Target, share: float, other: float) -> float:
     """Estimated seconds where few columns meet all weights: the steps and the ends of tiles, and the weights."""
-    spec, tile, gemm, weights = problem.spec, how.tile, 0.0, 0.0
+    spec, tile, gemm = problem.spec, how.tile, 0.0
     c, m = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     step = max(register_tile.chunks_cycles(tile, m), m * problem.itemsize / register_tile.READ)
     for s in phase_sets(problem):
         passes = len(s.phases) * spec.groups * ceil(columns_of(problem, s) / tile.turned)
         gemm += passes * (len(s.reads) * (c + 2) + END) * step
-        weights += len(s.phases) * len(s.reads) * c * spec.out_channels * problem.itemsize
+    weights = read_bytes(problem)
     waited = weights / AGAIN * target.hertz if tile.asks else 0.0
-    return register_tile.seconds(target, share, gemm * SLOWER, other + waited, 0.0, weights / FASTER)
+    return register_tile.seconds(target, share, gemm * SLOWER[target.registers > 16], other + waited, 0.0, weights / FASTER)
 
 
 END = 6
@@ -262,10 +287,10 @@ LISTED = 4.0
 """Cycles of a place in a table."""
 FASTER = 3.0
 """How many times as fast weights come, where few columns meet them, as those of other tiles."""
-SLOWER, AGAIN = 1.1, 40e9
-"""What sums of few columns cost more than those of other kernels; and, where tiles of columns follow one another and weights are
-far, bytes of them a second and thread that the first one waits for. Fitted to 114 layers with channels first: what is chosen takes
-1.007 of the fastest kernel's time."""
+SLOWER, AGAIN = (1.0, 1.1), 40e9
+"""What sums of few columns cost more than those of other kernels, with 16 registers and with 32; and, where tiles of columns follow
+one another and weights are far, bytes of them a second and thread that the first one waits for. Fitted to 114 layers with channels
+first and 32 registers (what is chosen takes 1.007 of the fastest kernel's time), and to 110 with 16 (1.004)."""
 
 
 def describe(problem: Problem, how: Blocking) -> str:

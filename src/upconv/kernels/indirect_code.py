@@ -32,6 +32,7 @@ class Code:
     tile: Tile
     activation: Activation | None
     first: bool = False
+    streams: int = 1
 
 
 def emit(code: Code) -> str:
@@ -128,7 +129,9 @@ def _emit_tile(code: Code, vectors: int, store: Function, name: str) -> Function
             sources = [f.load_pointer(row[tap * many + j], element)[x_at] for j in range(many)]
             *sums, left = over_taps.values
             ask = share[tap * channels * (lines * apart)] if tile.asks else None
-            sums, left = microkernel.rows_times_scalars(f, type_, sums, left, tile.rows, vectors, sources, channels, ask, apart)
+            sums, left = microkernel.rows_times_scalars(
+                f, type_, sums, left, tile.rows, vectors, sources, channels, ask, apart, code.streams
+            )
             over_taps.next = [*sums, left]
         sums = over_taps.results[:-1]
         here = width - t * many

@@ -47,7 +47,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     tile = register_tile.few_tile(problem.dtype, target, m, columns, least)
     block, x_bytes = round_up(columns, tile.turned), round_up(prod(problem.input_shape) * problem.itemsize, 64)
     tile, table_bytes = indirect.asking(tile, problem, target, block), indirect.table_bytes(phase_sets(problem), block)
-    return Blocking(tile, block, _shares(ceil(m / tile.rows), threads), table_bytes, x_bytes)
+    shares = _shares(ceil(m / tile.rows), threads)
+    return Blocking(tile, block, shares, table_bytes, x_bytes, indirect.streams(problem, target))
 
 
 def _shares(chunks: int, threads: int) -> int:
@@ -57,7 +58,7 @@ def _shares(chunks: int, threads: int) -> int:
         loads = jobs.tasks_of([(1, 1.0)], chunks, shares, 0.0)
         return jobs.busiest(loads, threads) * jobs.held_up(shares, threads)
 
-    offered = {ceil(chunks / ceil(chunks / n)) for n in range(1, 4 * threads + 1)} if threads > 1 else {1}
+    offered = {ceil(chunks / each) for each in range(1, chunks + 1)} if threads > 1 else {1}
     return min(sorted(offered), key=busiest)
 
 

@@ -208,16 +208,19 @@ def _step(f: Function, tile: Tile, sums: list[Value], a: Value, b: Value) -> lis
 
 def rows_times_scalars(
     f: Function, type_: str, sums: list[Value], left: Value, rows: int, vectors: int, sources: list[Value], count: Value,
-    ask: Value | None, apart: Int,
+    ask: Value | None, apart: Int, streams: int = 1,
 ) -> tuple[list[Value], Value]:  # fmt: skip
     """(sums, left) after `count` steps: `vectors` vectors of a row of `left` times a scalar of each of the sources.
 
-    Where there is something to `ask` for, each step asks at as many places as a row has lines, so many bytes `apart`.
+    Where there is something to `ask` for, each step asks at as many places as a row has lines, so many bytes `apart`. `left` is in
+    so many `streams`, one behind the other, of which each holds every so manieth step; the count is a multiple of them.
     """
     lines = lines_of(type_, vectors)
     asked = [] if ask is None else [ask.of("i8")]
     steps = Carry([*sums, left, *asked])
-    for low, high, step, name in unrolled(f, count, len(sums)):
+    part = count // streams * rows
+    loops = unrolled(f, count, len(sums)) if streams == 1 else ((f.value(0), count, streams, "k"),)
+    for low, high, step, name in loops:
         with f.loop(low, high, step, name=name, carry=steps) as k:
             (*sums, a), asked = steps.values[: len(sums) + 1], steps.values[len(sums) + 1 :]
             for u in range(step):
@@ -226,10 +229,11 @@ def rows_times_scalars(
                         f.prefetch(there)
                         there = there[apart]
                     asked[i] = there
-                sums = products(f, type_, sums, a[u * rows], vectors, [source[k + u] for source in sources])
-            steps.next = [*sums, a[step * rows], *asked]
+                row = a[u * rows] if streams == 1 else a[part * u]
+                sums = products(f, type_, sums, row, vectors, [source[k + u] for source in sources])
+            steps.next = [*sums, a[step // streams * rows], *asked]
         steps = Carry(steps.results)
-    return steps.values[: len(sums)], steps.values[len(sums)]
+    return steps.values[: len(sums)], steps.values[len(sums)][part * (streams - 1)]
 
 
 def apart_for(tiles: Value) -> Value:

@@ -95,9 +95,9 @@ READ = 20.0
 
 @lru_cache(maxsize=512)
 def few_tile(dtype: str, target: Target, rows: int, columns: int, shares: int) -> Tile:
-    """The turned tile for so few columns that weights are what is read, for the fewest cycles over all of them.
+    """The turned tile for so few columns that weights are what is read, for the fewest cycles of the busiest thread.
 
-    It is no higher than one of so many equal shares of the rows is, but for what fills up a vector.
+    It is no higher than one of so many equal shares of the rows, two a thread, but for what fills up a vector.
     """
     found = []
     for lanes, cycles in target.vectors(SIZES[ELEMENTS[dtype]]):
@@ -105,10 +105,11 @@ def few_tile(dtype: str, target: Target, rows: int, columns: int, shares: int) -
         for vectors, many in product(range(1, most + 1), FEW_COLUMNS):
             if fits(many, vectors, target) or many == FEW_COLUMNS[0]:
                 found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, many, cycles=cycles))
-    least = rows * SIZES[ELEMENTS[dtype]] / READ
+    least, threads = rows * SIZES[ELEMENTS[dtype]] / READ, max(1, shares // 2)
 
     def cycles_of(tile: Tile) -> float:
-        return max(chunks_cycles(tile, rows), least) * ceil(columns / tile.turned)
+        own = min(ceil(ceil(rows / tile.rows) / threads) * tile.rows, rows)
+        return max(chunks_cycles(tile, own) * threads, least) * ceil(columns / tile.turned)
 
     return min(found, key=lambda tile: (cycles_of(tile), -tile.rows, tile.turned))
 
