@@ -29,11 +29,12 @@ AGAIN = 0.36
 """Cycles that a weight from beyond the near caches takes each time that a block meets it. Measured: 512 -> 256 k4s2 on 64 images of
 4 x 4 takes 17.7 ms in blocks of 32 columns, 15.6 ms in blocks of 64."""
 
-ASKED_V, ASKED_DEPTH, ASKED_Y, ASKED_X = 1.2, 256, 4, 12
+ASKED_V, ASKED_DEPTH, ASKED_Y, ASKED_X = 1.2, 256, 4, (36, 12)
 """Where lines are asked for while the sums go on: V takes at most so many second-level caches, sums are shorter than so many
 products, and y (x) takes at least so many caches. Measured: for y 1.00 to 1.24 times as fast over 39 layers, 1.035 in the mean, for
 x 0.97 to 1.15 over 24, 1.02 in the mean; elsewhere lines are in the caches anyway, few, or gone again before their time (0.97 to
-1.0)."""
+1.0). With 16 registers, where x of 6 to 17 MB is asked for it takes 1.017 times as long over 26 layers, up to 1.09, and 0.96 to 0.98
+from there on."""
 
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
@@ -268,7 +269,7 @@ def _asked(
     if w.out_step > 1 and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
         written = slices * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)
     one_block = slices == 1 and splits == 1 and cut.parts == 1 and all(way.groups == 1 for way in ways[1:])
-    if one_block and prod(problem.input_shape) * item >= ASKED_X * target.l2:
+    if one_block and prod(problem.input_shape) * item >= ASKED_X[target.registers > 16] * target.l2:
         rows = tiling.planes * code.window[0]
         read = ahead.most_read(room, rows, w.step, code.window[1], item, w.positions)
     return written, read
