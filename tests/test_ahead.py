@@ -31,7 +31,7 @@ class Poisoned(Kept):
 def asking(monkeypatch: pytest.MonkeyPatch) -> Any:
     """However small x and y are."""
     monkeypatch.setattr(winograd_blocks, "ASKED_Y", 0)
-    monkeypatch.setattr(winograd_blocks, "ASKED_X", 0)
+    monkeypatch.setattr(winograd_blocks, "ASKED_X", (0, 0))
     monkeypatch.setattr(winograd_blocks, "ASKED_V", 100)
     winograd_blocks.blocking.cache_clear()
     yield

@@ -33,8 +33,8 @@ ASKED_V, ASKED_DEPTH, ASKED_Y, ASKED_X = 1.2, 256, 4, (36, 12)
 """Where lines are asked for while the sums go on: V takes at most so many second-level caches, sums are shorter than so many
 products, and y (x) takes at least so many caches. Measured: for y 1.00 to 1.24 times as fast over 39 layers, 1.035 in the mean, for
 x 0.97 to 1.15 over 24, 1.02 in the mean; elsewhere lines are in the caches anyway, few, or gone again before their time (0.97 to
-1.0). With 16 registers, where x of 6 to 17 MB is asked for it takes 1.017 times as long over 26 layers, up to 1.09, and 0.96 to 0.98
-from there on."""
+1.0). With 16 registers 26 layers whose x takes 6 to 17 MB are 1.017 times as fast if it is not asked for, up to 1.09, larger ones
+0.96 to 0.98."""
 
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
