@@ -42,7 +42,7 @@ class Blocking:
     x_bytes: int = 0
     """Of x copied to channels-last, where arrays have their channels first."""
     streams: int = 1
-    """In how many pieces of memory at a time a chunk's weights are read, each of every so manieth input channel."""
+    """Pieces of memory that a tap's weights are read in at a time: piece i holds input channels i, i + streams, ..."""
 
     @property
     def first(self) -> bool:
@@ -111,24 +111,22 @@ def asking(tile: Tile, problem: Problem, target: Target, block: int) -> Tile:
 
 
 STREAMS, FROM = 4, 8.0
-"""Pieces of memory that weights are read in at a time where there are few registers, and more weights than so many second-level
-caches, met once. Processors ask for what follows in a page, and begin anew in the next: 1.14 to 1.75 times as fast for 10 MB and
-more that meet up to five positions (Zen 3, two threads), 0.93 to 1.05 for less; two pieces 0.85 to 0.95 of that, eight as four."""
+"""Pieces of memory that weights are read in at a time where few positions meet more than so many second-level caches of them, and
+there are few registers. Processors ask for what follows in a page, and begin anew in the next: 1.14 to 1.75 times as fast for 10 MB
+and more that meet up to five positions (Zen 3, two threads), 0.93 to 1.05 for less; two pieces 0.85 to 0.95 of that, eight as four."""
 
 
 def streams(problem: Problem, target: Target) -> int:
     """See STREAMS."""
     even = problem.spec.in_channels // problem.spec.groups % STREAMS == 0
-    many = read_bytes(problem) > FROM * target.l2
-    return STREAMS if even and many and target.registers <= 16 and most_columns(problem) <= FEW else 1
+    many = read_bytes(problem) > FROM * target.l2 and most_columns(problem) <= FEW
+    return STREAMS if even and many and target.registers <= 16 else 1
 
 
 def read_bytes(problem: Problem) -> int:
     """Of weights that any position meets."""
-    spec = problem.spec
-    return sum(len(s.phases) * len(s.reads) for s in phase_sets(problem)) * (
-        spec.in_channels // spec.groups * spec.out_channels * problem.itemsize
-    )
+    spec, taps = problem.spec, sum(len(s.phases) * len(s.reads) for s in phase_sets(problem))
+    return taps * spec.in_channels // spec.groups * spec.out_channels * problem.itemsize
 
 
 def table_bytes(sets: tuple[PhaseSet, ...], block: int) -> int:

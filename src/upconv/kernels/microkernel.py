@@ -212,8 +212,8 @@ def rows_times_scalars(
 ) -> tuple[list[Value], Value]:  # fmt: skip
     """(sums, left) after `count` steps: `vectors` vectors of a row of `left` times a scalar of each of the sources.
 
-    Where there is something to `ask` for, each step asks at as many places as a row has lines, so many bytes `apart`. `left` is in
-    so many `streams`, one behind the other, of which each holds every so manieth step; the count is a multiple of them.
+    Where there is something to `ask` for, each step asks at as many places as a row has lines, so many bytes `apart`. `left` stands
+    in so many `streams`, one behind the other: step i is in stream i % streams. The count is a multiple of them.
     """
     lines = lines_of(type_, vectors)
     asked = [] if ask is None else [ask.of("i8")]
