@@ -113,7 +113,8 @@ def asking(tile: Tile, problem: Problem, target: Target, block: int) -> Tile:
 STREAMS, FROM = 4, 8.0
 """Pieces of memory that weights are read in at a time where few positions meet more than so many second-level caches of them, and
 there are few registers. Processors ask for what follows in a page, and begin anew in the next: 1.14 to 1.75 times as fast for 10 MB
-and more that meet up to five positions (Zen 3, two threads), 0.93 to 1.05 for less; two pieces 0.85 to 0.95 of that, eight as four."""
+and more that meet up to five positions (Zen 3, two threads), 0.93 to 1.05 for less; two pieces are 0.85 to 0.95 times as fast as
+four, eight at most as fast."""
 
 
 def streams(problem: Problem, target: Target) -> int:

@@ -20,9 +20,9 @@ from upconv.spec import Problem
 NAME = "strassen_twice"
 WORTH = (0.98, 1.04)
 """What twice the rounding, and packed weights that are 49/16 of the layer's, should be worth, as a share of the time, with 16
-registers, where products cost less than estimated, and with 32. Measured: of direct, strassen and this kernel the one that is chosen
-takes 1.007 of the fastest one's time over 42 layers with AVX-512, and 1.019 without this one; of all kernels 1.003 over 108 with AVX2,
-and 1.006 with 1.04 there too. Beside a busy neighbour, who takes the third-level cache, 256 channels gain nothing."""
+registers, where products cost less than estimated, and with 32. Measured: of direct, strassen and this kernel what is chosen
+takes 1.007 of the fastest one's time over 42 layers with AVX-512, and 1.019 without this one; of all kernels 1.003 over 108 layers
+with AVX2, and 1.006 with 1.04. Beside a busy neighbour, who takes the third-level cache, 256 channels gain nothing."""
 
 
 def rejects(problem: Problem, target: Target) -> str | None:
