@@ -218,7 +218,7 @@ def rows_times_scalars(
     lines = lines_of(type_, vectors)
     asked = [] if ask is None else [ask.of("i8")]
     steps = Carry([*sums, left, *asked])
-    part = count // streams * rows
+    part: Int = rows if streams == 1 else count // streams * rows  # elements from one step of a round to the next
     loops = unrolled(f, count, len(sums)) if streams == 1 else ((f.value(0), count, streams, "k"),)
     for low, high, step, name in loops:
         with f.loop(low, high, step, name=name, carry=steps) as k:
@@ -229,8 +229,7 @@ def rows_times_scalars(
                         f.prefetch(there)
                         there = there[apart]
                     asked[i] = there
-                row = a[u * rows] if streams == 1 else a[part * u]
-                sums = products(f, type_, sums, row, vectors, [source[k + u] for source in sources])
+                sums = products(f, type_, sums, a[part * u], vectors, [source[k + u] for source in sources])
             steps.next = [*sums, a[step // streams * rows], *asked]
         steps = Carry(steps.results)
     return steps.values[: len(sums)], steps.values[len(sums)][part * (streams - 1)]
