@@ -308,8 +308,7 @@ allowed = sorted(os.sched_getaffinity(0))
 worker = next(t.native_id for t in threading.enumerate() if t.name == "upconv worker")
 for thread in (0, worker): os.sched_setaffinity(thread, allowed[:1])
 actual, os.sched_getaffinity = os.sched_getaffinity, lambda _: set(allowed)
-threads.PATIENCE = 0.0
-for _ in range(3):
+for _ in range(50):
     time.sleep(0.001)
     right = np.array_equal(call(), y)
     if actual(worker) == set(allowed[1:]): break
@@ -318,21 +317,20 @@ print(right, actual(worker) == set(allowed[1:]))
     assert said(program(False, code)) == "True True"
 
 
-@pytest.mark.parametrize(("late", "worked_on", "sent"), [(1, 0, True), (0, 3, True), (0, 0, False)])
-def test_whom_a_long_call_sends_elsewhere(monkeypatch: pytest.MonkeyPatch, late: int, worked_on: int, sent: bool) -> None:
-    """Who has not come, and who came to work on the caller's processor; nobody after a short call."""
+@pytest.mark.parametrize(("which", "worked_on", "short", "long"), [(1, 0, 0, 1), (1, 3, 1, 1), (0, 3, 0, 0), (0, 0, 0, 0)])
+def test_whom_a_call_sends_elsewhere(monkeypatch: pytest.MonkeyPatch, which: int, worked_on: int, short: int, long: int) -> None:
+    """Of those who were no help, who worked on the caller's processor; and after a long call whoever did not come."""
     moved: list[tuple[int | None, int]] = []
     monkeypatch.setattr(threads, "_processor", lambda: 3)
     monkeypatch.setattr(threads, "_keep_away", lambda thread, processor: moved.append((thread, processor)))
     memory = (ctypes.c_int64 * 16)()
     memory[threads._PROCESSOR] = worked_on
-    workers = threads._Workers(memory, ctypes.addressof(memory), lambda *_: late, None, [threading.current_thread()])
-    monkeypatch.setattr(threads, "PATIENCE", 0.0)
-    workers.run(0, 0, 1)
-    assert moved == ([(threading.get_native_id(), 3)] if sent else [])
-    monkeypatch.setattr(threads, "PATIENCE", 1e3)
-    workers.run(0, 0, 1)
-    assert len(moved) == sent
+    workers = threads._Workers(memory, ctypes.addressof(memory), lambda *_: which, None, [threading.current_thread()])
+    for patience, sent in ((1e3, short), (0.0, long)):
+        moved.clear()
+        monkeypatch.setattr(threads, "PATIENCE", patience)
+        workers.run(0, 0, 1)
+        assert moved == [(threading.get_native_id(), 3)] * sent
 
 
 LEAVE = """

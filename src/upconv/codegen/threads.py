@@ -3,7 +3,7 @@
 Where PyTorch has brought an OpenMP runtime into the process, its pool is used: a second pool would fight with its spinning
 threads for the cores. Elsewhere workers of our own wait inside emitted code, spinning for a short while and then sleeping
 in the kernel (futex), so that a call costs about a microsecond when hot. A worker that has not woken by the time the caller
-has drawn the last task is not waited for; if that was long, or if it came to work where the caller runs, it is kept from there.
+has drawn the last task is not waited for; if that was long, or if it works where the caller runs, it is kept from there.
 
 A forked child never uses the parent's OpenMP pool (libgomp hangs there); it starts workers of its own.
 """
@@ -150,7 +150,7 @@ def _emit_worker(target: Target, futex: int) -> Function:
 def _emit_submit(target: Target, futex: int) -> Function:
     """`submit(blocks, count, function, job)`: offers the job to `count` workers, works on it, waits for those who took it.
 
-    Returns a bit for each worker who had not taken its offer by then.
+    Returns a bit for each worker who was no help: who had not taken its offer by then, or took it on the caller's processor.
     """
     f = Function("submit", [("blocks", "ptr"), ("count", "i64"), ("function", "ptr"), ("job", "ptr")], returns="i64")
     blocks, count, function, job = f.arguments
@@ -166,15 +166,18 @@ def _emit_submit(target: Target, futex: int) -> Function:
             with f.when(system.load(f, block[_SLEEPING]).equals(1), name="asleep"):
                 system.futex(f, futex, block[_STATE], 129, 1)  # FUTEX_WAKE | FUTEX_PRIVATE_FLAG
     f.do(f"call void {function.text}(ptr {job.text})")
-    late = Carry([f.value(0)])
-    with f.loop(0, count, name="collect", carry=late) as i:
-        state = blocks.of("i64")[i * (_BLOCK // 8)][_STATE]
+    here = system.processor(f)
+    idle = Carry([f.value(0)])
+    with f.loop(0, count, name="collect", carry=idle) as i:
+        block = blocks.of("i64")[i * (_BLOCK // 8)]
+        state = block[_STATE]
         back = system.exchange(f, state, offered, f.value(0))
-        bit = f.emit(f"shl i64 1, {i.text}", "i64")
-        late.next = [late.values[0] | f.select(back, bit, 0)]
         with f.otherwise(back, name="taken"):
             system.wait(f, lambda: system.load(f, state).equals(running), lambda: system.pause(f, target))
-    f.do(f"ret i64 {late.results[0].text}")
+        beside = f.load("i64", block[_PROCESSOR]).equals(here)
+        bit = f.emit(f"shl i64 1, {i.text}", "i64")
+        idle.next = [idle.values[0] | f.select(back | beside, bit, 0)]
+    f.do(f"ret i64 {idle.results[0].text}")
     return f
 
 
@@ -201,12 +204,19 @@ class _Workers:
     def run(self, function: int, job: int, count: int) -> None:
         """The job on the calling thread and, as far as they come, on `count` workers."""
         start = perf_counter()
-        late = self.submit(self.address, count, function, job)
-        if perf_counter() - start > PATIENCE:
-            here = _processor()
-            for i in range(count):
-                if late >> i & 1 or self._word(i, _PROCESSOR).value == here:
-                    _keep_away(self.threads[i].native_id, here)
+        no_help = self.submit(self.address, count, function, job)
+        if no_help:
+            self._part(no_help, perf_counter() - start > PATIENCE)
+
+    def _part(self, which: int, long: bool) -> None:
+        """Keeps those workers from the caller's processor that last worked there, or that a `long` call was in vain for.
+
+        One that works there spins on there as well: a call of 0.05 ms took 0.25, again and again for seconds.
+        """
+        here = _processor()
+        for i, thread in enumerate(self.threads):
+            if which >> i & 1 and (long or self._word(i, _PROCESSOR).value == here):
+                _keep_away(thread.native_id, here)
 
     def _word(self, worker: int, entry: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self.address + worker * _BLOCK + 8 * entry)
