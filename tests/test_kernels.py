@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import kernel_runs as runs
 import upconv
+from upconv.codegen.target import Target
 from upconv.kernels import direct_blocks, direct_way, indirect, indirect_first, reference, register_tile
 from upconv.spec import Problem
 
@@ -33,8 +34,11 @@ def takes(module: Any, problem: Problem, level: str = LEVELS[0]) -> bool:
 
 
 def check(module: Any, problem: Problem, level: str = LEVELS[0], threads: int = 1, bias: bool = True, seed: int = 0) -> None:
+    check_for(runs.target_of(level), module, problem, threads, bias, seed)
+
+
+def check_for(target: Target, module: Any, problem: Problem, threads: int = 1, bias: bool = True, seed: int = 0) -> None:
     """The kernel's output is the reference's: exactly, unless an activation or a transform comes in between."""
-    target = runs.target_of(level)
     operands = runs.operands(problem, bias=bias, seed=seed)
     got = runs.run_kernel(module, problem, operands, target, threads)
     if runs.exact(module) and problem.spec.activation is None:
@@ -70,6 +74,18 @@ def test_integers_come_out_exactly_on_lesser_targets(module: Any, level: str, pr
 
 @KERNELS
 @few
+@given(problem=runs.problems(), bias=st.booleans())
+def test_sums_that_are_shuffled_before_they_are_stored_come_out_exactly(module: Any, problem: Problem, bias: bool) -> None:
+    target = next((t for t in map(runs.target_of, LEVELS) if t.name == "avx2"), None)
+    if target is None:
+        pytest.skip("no AVX2 here")
+    target = replace(target, stalls=not target.stalls)
+    assume(module.rejects(problem, target) is None)
+    check_for(target, module, problem, bias=bias)
+
+
+@KERNELS
+@few
 @given(problem=runs.problems(activations=True))
 def test_activations_are_applied_as_the_output_is_stored(module: Any, problem: Problem) -> None:
     assume(problem.spec.activation is not None and takes(module, problem))
@@ -101,7 +117,10 @@ def edges(*sizes: int) -> list[int]:
 MANY_TAPS: list[dict[str, Any]] = [
     dict(size=(70,), kernel_size=16, stride=4, padding=3),
     dict(size=(70,), kernel_size=64, stride=16, out_channels=1),
+    dict(size=(70,), kernel_size=11, padding=5),
+    dict(size=(90,), kernel_size=63, stride=2, padding=30),
     dict(size=(20, 31), kernel_size=5, padding=2),
+    dict(size=(20, 31), kernel_size=(10, 11), padding=5),
     dict(size=(20, 31), kernel_size=(7, 9), stride=(2, 1), padding=2),
     dict(size=(20, 31), kernel_size=(8, 1), stride=(2, 1), padding=(3, 0), batch=2),
     dict(size=(5, 9, 11), kernel_size=(3, 7, 4), stride=(1, 2, 2), padding=1, batch=2),

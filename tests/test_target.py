@@ -73,6 +73,17 @@ def test_multiply_adds_that_start_in_a_cycle(pretended: pytest.MonkeyPatch, cpu:
     assert found.peak_flops(4) == 2 * fmas * found.lanes(4) * found.hertz
 
 
+@pytest.mark.parametrize(("cpu", "level", "stalls"), [("znver3", None, True), ("haswell", None, False), ("znver3", "sse2", False)])
+def test_processors_whose_stores_hold_multiply_adds_back(
+    pretended: pytest.MonkeyPatch, cpu: str, level: str | None, stalls: bool
+) -> None:
+    pretended.setattr(targets, "_host", lambda: ("x86_64-unknown-linux-gnu", cpu, {"avx2": True, "fma": True}))
+    found = targets.host(level)
+    assert found.stalls == stalls
+    tiles = [*register_tile.tiles("float", found), register_tile.last_tile("float32", found, 64)]
+    assert {tile.stalls for tile in [*tiles, register_tile.few_tile("float32", found, 64, 4, 4)]} == {stalls}
+
+
 def test_tiles_are_made_of_whole_vectors_and_of_halves_of_the_longest() -> None:
     for element, itemsize in (("float", 4), ("double", 8)):
         assert {t.lanes for t in register_tile.tiles(element, ZEN3)} == {32 // itemsize}

@@ -18,6 +18,19 @@ def pause(f: Function, target: Target) -> None:
         f.do("call void @llvm.aarch64.hint(i32 1)")
 
 
+SHUFFLED = 32
+"""Bytes of the vectors that `shuffled` is for."""
+
+
+def shuffled(f: Function, value: Value) -> Value:
+    """A vector of 32 bytes by way of a shuffle that leaves it as it is, on x86-64 with AVX: see `target.STALLED`.
+
+    The optimiser takes out what it knows to do nothing, so that this is an instruction it knows nothing of.
+    """
+    same = 'asm "vpermilps $$0xe4, $1, $0", "=x,x"'
+    return f.emit(f"call {value.type} {same}({value.type} {value.text})", value.type)
+
+
 def wait(f: Function, busy: Callable[[], Value], meanwhile: Callable[[], object]) -> None:
     """Looks for as long as it is `busy`, which writes the code that tells, with what `meanwhile` writes between two looks."""
     look, again, done = f.label("look"), f.label("again"), f.label("done")

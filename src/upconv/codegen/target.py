@@ -36,6 +36,8 @@ class Target:
     fma: bool = True
     fmas: int = 2
     """Multiply-adds of whole vectors that start in a cycle."""
+    stalls: bool = False
+    """Whether a store of a sum holds back the multiply-adds beside it: see STALLED."""
     hertz: float = 3e9
     """A nominal clock, for estimates that are compared with each other only."""
 
@@ -64,6 +66,11 @@ X86_LEVELS = {  # name -> (LLVM cpu, vector bytes, vector registers)
 HALF = 0.53
 """Cycles of a multiply-add of 32 bytes beside vectors of 64: two start in a cycle, but a tile of 14 x 16 takes longer for as much
 as one of 14 x 32 (1.17 for overlap-add of 512 and 1024 channels). Measured."""
+
+STALLED = ("znver3",)
+"""Processors, in LLVM's names, on which a vector's store keeps multiply-adds waiting for two cycles, unless what it stores comes
+from a shuffle (`system.shuffled`). Of 25 to 35 cycles that a tile of 12 vectors takes besides its steps this saves 12 to 20, in the
+caches; Winograd with sums in several parts is 1.01 to 1.04 times as fast, and 1.009 over 78 layers. Measured."""
 
 HALVED = ("znver4", "cannonlake", "icelake-client", "tigerlake", "rocketlake")
 """Processors, in LLVM's names, that take vectors of 64 bytes in two halves, or on two units at once: one multiply-add a cycle."""
@@ -111,7 +118,8 @@ def host(level: str | None = None) -> Target:
         if chosen != best:
             cpu, flags = generic, ""
         long, fmas = chosen == "avx512", 1 if chosen == "avx512" and cpu in HALVED else 2
-        return Target(chosen, triple, cpu, flags, width, registers, l1, l2, masks=long, fma=chosen != "sse2", fmas=fmas)
+        short, stalls = chosen == "sse2", chosen == "avx2" and cpu in STALLED
+        return Target(chosen, triple, cpu, flags, width, registers, l1, l2, masks=long, fma=not short, fmas=fmas, stalls=stalls)
     if level:
         raise ValueError(f"UPCONV_TARGET is {level!r}: it is for x86-64, this machine is {arch}")
     if arch in ("aarch64", "arm64"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
+from upconv.codegen import system
 from upconv.codegen.ir import SIZES, Carry, Function, Int, Value, element_of, lanes_of
 from upconv.codegen.target import LINE
 from upconv.kernels.register_tile import Tile
@@ -112,12 +113,12 @@ def emit(tile: Tile, name: str = "tile", finish: Finish | None = None, parts: bo
             with f.loop(0, channels, tap_count, name="part") as at:
                 some = f.minimum(channels - at, tap_count)
                 sums = _sums(f, tile, a[at * tile.rows], b[at * pitch], taps, f.value(1), some, pitch)
-                leave(f, tile.type, (more + at).equals(0), sums, _places(tile, out, out_pitch, jr, ir))
+                leave(f, tile, (more + at).equals(0), sums, _places(tile, out, out_pitch, jr, ir))
         else:
             sums = _sums(f, tile, a, b, taps, tap_count, channels, pitch, scattered)
             places, fresh = _places(tile, out, out_pitch, jr, ir), more.equals(0)
             if finish is None or finish.emit is None:
-                leave(f, tile.type, fresh, sums, places)
+                leave(f, tile, fresh, sums, places)
             else:
                 finish.emit(f, tile, ir, _with_more(f, tile, fresh, sums, places), here)
     return f
@@ -163,14 +164,20 @@ def _over_channels(
     return steps.values[:-2]
 
 
-def leave(f: Function, type_: str, fresh: Value, sums: list[Value], places: list[Value]) -> None:
+def leave(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> None:
     """Stores the sums, or adds them to what is there."""
     with f.when(fresh, name="fresh"):
         for value, place in zip(sums, places, strict=True):
-            f.store(value, place)
+            f.store(_stored(f, tile, value), place)
     with f.otherwise(fresh, name="more"):
         for value, place in zip(sums, places, strict=True):
-            f.store(f.fadd(value, f.load(type_, place)), place)
+            f.store(_stored(f, tile, f.fadd(value, f.load(value.type, place))), place)
+
+
+def _stored(f: Function, tile: Tile, value: Value) -> Value:
+    """A sum as it is stored."""
+    size = lanes_of(value.type) * SIZES[tile.element]
+    return system.shuffled(f, value) if tile.stalls and size == system.SHUFFLED else value
 
 
 def _with_more(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> list[Value]:

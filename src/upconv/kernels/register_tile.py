@@ -32,6 +32,8 @@ class Tile:
     asks: bool = True
     cycles: float = 0.5
     """That the multiply-add of a vector takes, of many that wait for nothing."""
+    stalls: bool = False
+    """Whether stores of sums hold multiply-adds back: see `target.STALLED`."""
 
     @property
     def width(self) -> int:
@@ -56,7 +58,7 @@ def tiles(element: str, target: Target) -> list[Tile]:
     """Every tile the registers hold, the widest use first."""
     most = 14 if target.registers > 16 else 6
     every = (
-        Tile(element, lanes, rows, vectors, cycles=cycles)
+        Tile(element, lanes, rows, vectors, cycles=cycles, stalls=target.stalls)
         for lanes, cycles in target.vectors(SIZES[element])
         for rows in range(1, most + 1)
         for vectors in range(1, 9)
@@ -83,7 +85,7 @@ def last_tile(dtype: str, target: Target, rows: int, piece: int | None = None) -
     found = []
     for (lanes, cycles), vectors in product(offered, range(1, LAST_VECTORS + 1)):
         most = next((n for n in range(LAST_COLUMNS, 0, -1) if fits(n, vectors, target)), 1)
-        found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, most, cycles=cycles))
+        found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, most, cycles=cycles, stalls=target.stalls))
     return min(found, key=lambda tile: chunks_cycles(tile, rows) / tile.turned)
 
 
@@ -104,7 +106,7 @@ def few_tile(dtype: str, target: Target, rows: int, columns: int, shares: int) -
         most = min(LAST_VECTORS, max(1, ceil(rows / shares / lanes)))
         for vectors, many in product(range(1, most + 1), FEW_COLUMNS):
             if fits(many, vectors, target) or many == FEW_COLUMNS[0]:
-                found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, many, cycles=cycles))
+                found.append(Tile(ELEMENTS[dtype], lanes, vectors * lanes, 1, many, cycles=cycles, stalls=target.stalls))
     least, threads = rows * SIZES[ELEMENTS[dtype]] / READ, max(1, shares // 2)
 
     def cycles_of(tile: Tile) -> float:

@@ -237,7 +237,7 @@ def _emit_tile(code: Code, vectors: int, name: str) -> Function:
         here, there, count = left[at * tile.rows], ask[at * code.lines * apart], f.minimum(rows - at, part)
         nothing = [zero] * len(places)
         sums, _ = microkernel.rows_times_scalars(f, tile.type, nothing, here, tile.rows, vectors, sources, count, there, apart)
-        microkernel.leave(f, tile.type, at.equals(0), sums, places)
+        microkernel.leave(f, tile, at.equals(0), sums, places)
     return f
 
 

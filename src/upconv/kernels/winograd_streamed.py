@@ -69,7 +69,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     tiles, whole = columns.count(problem.batch, lines(problem, tiling.ways)), target.lanes(problem.itemsize)
     alone = tiles == 1 and _together(tiling, target, 2) > 0
     rows, lanes = (2 if alone else 1) * whole, max(4, 1 << (tiles - 1).bit_length())
-    tile = Tile(element, lanes, rows, 1, 1 if alone else lanes, asks=False, cycles=1 / target.fmas)
+    tile = Tile(element, lanes, rows, 1, 1 if alone else lanes, asks=False, cycles=1 / target.fmas, stalls=target.stalls)
     m, point = spec.out_channels // spec.groups, lanes * SIZES[element] * prod(spec.stride if spec.transposed else ())
     share = ceil(m / threads)
     chunk = round_up(ceil(share / ceil(share * len(tiling.points) * point / M_BYTES)), rows)

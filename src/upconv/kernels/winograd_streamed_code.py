@@ -68,7 +68,7 @@ def emit(code: Code, short: Short) -> Function:
                 met = [(row, points[v_point * n]) for (_, row), n in zip(second, of_row, strict=True)]
                 found = _emit_row(f, code, taps, later, along, met, some, each)
                 places = [sums[n * _size(code)][(column + t) * tile.rows] for n in of_row for t in range(each)]
-                microkernel.leave(f, _rows(code), at.equals(0), found, places)
+                microkernel.leave(f, tile, at.equals(0), found, places)
         _emit_turn(f, code, sums, m[strip * _size(code)], m_point)
     return f
 
