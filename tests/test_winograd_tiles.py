@@ -180,7 +180,8 @@ def test_more_taps_are_taken_in_groups_for_the_fewest_products(taps: int, groups
 
 
 def test_too_many_taps_are_refused_with_the_reason() -> None:
-    assert tiles.ways_of(layer(True, 20, 2), tiles.WIDE) == "10 taps a phase from kernel 20, stride 2"
+    assert tiles.ways_of(layer(True, 66, 2), tiles.WIDE) == "33 taps a phase from kernel 66, stride 2"
+    assert not isinstance(tiles.ways_of(layer(True, 64, 2), tiles.WIDE), str)
 
 
 def test_a_kernel_that_is_a_multiple_of_the_stride_has_one_class() -> None:

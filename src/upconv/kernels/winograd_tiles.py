@@ -94,7 +94,7 @@ TAPS = (2, 3)
 """Taps that are transformed together."""
 
 
-MOST_TAPS = 9
+MOST_TAPS = 32
 """Taps a phase; more are for other kernels."""
 
 
