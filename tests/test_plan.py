@@ -95,6 +95,13 @@ def test_estimates_are_sound(problem: Problem) -> None:
             assert hash(kernel.packing(problem, one)) == hash(kernel.packing(problem, one))
 
 
+def test_what_is_not_worth_waking_a_thread_for_is_planned_for_one() -> None:
+    small, large = problem_of("downsampling"), problem_of("vocoder")
+    assert planner.make(small, PRETENDED, 4) == planner.make(small, PRETENDED, 1)
+    assert planner.make(large, PRETENDED, 4).threads == 4
+    assert planner.make_last(small, PRETENDED, 4) == planner.make_last(small, PRETENDED, 1)
+
+
 def test_a_plan_compiles_nothing_and_needs_no_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a plan compiled something")

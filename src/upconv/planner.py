@@ -152,6 +152,8 @@ def make_last(
     if not offers or (advice is not None and advice.kernel == AS_FIRST):
         return None
     advice = _of_use(advice, offers)
+    if (alone := _alone(offers, advice, threads)) < threads:
+        return make_last(problem, target, alone, advice, precise)
     firsts, refused = _offers(problem, target, threads, precise)
     moved = 2 * (prod(problem.input_shape) + prod(problem.output_shape)) * problem.itemsize
     reordering = moved / REORDERED / threads + REORDERING
@@ -183,12 +185,22 @@ def make(problem: Problem, target: Target | None, threads: int, advice: Advice |
     if not offers:
         note = "no compiled kernel takes this problem"
         return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))
-    return _chosen(problem, target, threads, offers, rejected, _of_use(advice, offers))
+    advice = _of_use(advice, offers)
+    if (alone := _alone(offers, advice, threads)) < threads:
+        return make(problem, target, alone, advice, precise)
+    return _chosen(problem, target, threads, offers, rejected, advice)
 
 
 def _of_use(advice: Advice | None, offers: list[Offer]) -> Advice | None:
     """The advice, unless it names a kernel that offers nothing."""
     return advice if advice is not None and any(advice.kernel == k.NAME for _, k, _ in offers) else None
+
+
+def _alone(offers: list[Offer], advice: Advice | None, threads: int) -> int:
+    """How many of so many threads it should be: 1 where the work is not worth waking another, or as advised."""
+    if advice is not None:
+        return min(advice.threads, threads)
+    return 1 if min(cost for cost, _, _ in offers) < ALONE else threads
 
 
 def _by(advice: Advice | None) -> Callable[[Offer], tuple[bool, float]]:
@@ -204,12 +216,10 @@ def _chosen(
     for cost, k, _ in others:
         measured = None if advice is None else advice.against(k.NAME)
         rejected.append((k.NAME, measured or f"{cost / best:.1f}x the estimated time"))
-    few = best < ALONE if advice is None else advice.threads == 1
-    used = 1 if few else min(threads, kernel.tasks(problem, how))
     name, note = kernel.code_name(problem, how, target), kernel.describe(problem, how)
     if advice is not None:
         note += "; chosen by wisdom: measured on this processor"
-    return Plan(problem, target, used, kernel.NAME, name, note, how, tuple(rejected))
+    return Plan(problem, target, min(threads, kernel.tasks(problem, how)), kernel.NAME, name, note, how, tuple(rejected))
 
 
 def _flops(value: float) -> str:
