@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kernel_runs import Kept, columns_of, operands, run_kernel
 from upconv import execute
-from upconv.codegen.target import LINE
+from upconv.codegen.target import LINE, Target
 from upconv.kernels import ahead, strassen, strassen_twice, winograd, winograd_blocks, winograd_middle, winograd_wide
 from upconv.kernels.winograd_tiles import lines, windows
 from upconv.spec import ConvSpec, Problem
@@ -31,6 +31,7 @@ class Poisoned(Kept):
 def asking(monkeypatch: pytest.MonkeyPatch) -> Any:
     """However small x and y are."""
     monkeypatch.setattr(winograd_blocks, "ASKED_Y", 0)
+    monkeypatch.setattr(winograd_blocks, "ASKED_STEP", (1, 1))
     monkeypatch.setattr(winograd_blocks, "ASKED_X", (0, 0))
     monkeypatch.setattr(winograd_blocks, "ASKED_V", 100)
     winograd_blocks.blocking.cache_clear()
@@ -154,3 +155,13 @@ def test_layers_whose_lines_stay_in_the_caches_do_not_ask(monkeypatch: pytest.Mo
     assert not winograd.blocking(problem_of((24, 8), 4, 2, 1, (21, 33)), target, 1).written
     assert winograd.blocking(problem_of((24, 8), 4, 2, 1, (21, 3300), 9), target, 1).written
     assert not winograd.blocking(problem_of((512, 8), 4, 2, 1, (21, 3300), 9), target, 1).written
+
+
+def test_short_rows_of_outputs_are_asked_for_where_there_are_many_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    winograd_blocks.blocking.cache_clear()
+    for registers, asked in ((16, {2: False, 8: True}), (32, {2: True, 8: True})):
+        target = Target("avx2", "x86_64-unknown-linux-gnu", "", "", 32, registers, 32 << 10, 512 << 10, masks=False)
+        for stride, expected in asked.items():
+            problem = problem_of((24, 8), 2 * stride, stride, stride // 2, (64, 64), 16)
+            assert bool(winograd.blocking(problem, target, 1).written) == expected
