@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from upconv.codegen.target import Target
+from upconv.kernels import winograd, winograd_last, winograd_wide
 from upconv.kernels import winograd_depth as depth
 from upconv.kernels import winograd_tiles as tiles
 from upconv.kernels.winograd_way import divisors
@@ -182,6 +184,20 @@ def test_more_taps_are_taken_in_groups_for_the_fewest_products(taps: int, groups
 def test_too_many_taps_are_refused_with_the_reason() -> None:
     assert tiles.ways_of(layer(True, 66, 2), tiles.WIDE) == "33 taps a phase from kernel 66, stride 2"
     assert not isinstance(tiles.ways_of(layer(True, 64, 2), tiles.WIDE), str)
+
+
+def test_windows_that_no_block_could_hold_are_refused_with_the_reason() -> None:
+    def reasons(channels: int, kernel: int) -> set[str | None]:
+        spec = ConvSpec.make(
+            transposed=False, in_channels=channels, out_channels=32, kernel_size=kernel, padding=kernel // 2, rank=2
+        )
+        problem = Problem(spec, 1, (64, 64), spec.output_size((64, 64)))
+        target = Target("avx2", "x86_64-unknown-linux-gnu", "", "", 32, 16, 32 << 10, 512 << 10, masks=False)
+        return {k.rejects(problem, target) for k in (winograd, winograd_wide, winograd_last)}
+
+    assert reasons(32, 31) == {None}
+    assert reasons(33, 31) == {"135168 numbers in a tile's transformed windows: a block would leave the caches"}
+    assert reasons(128, 11) == {None}
 
 
 def test_a_kernel_that_is_a_multiple_of_the_stride_has_one_class() -> None:

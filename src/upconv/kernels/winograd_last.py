@@ -38,6 +38,7 @@ from upconv.kernels.winograd_tiles import (
     slice_channels,
     steps,
     tiling_of,
+    too_deep,
     too_short,
     ways_of,
     windows,
@@ -143,7 +144,7 @@ def refuses(problem: Problem, target: Target) -> str | None:
     least = min(spec.in_channels, spec.out_channels) // spec.groups
     if least < lanes:
         return f"{least} channels a group: fewer than lanes"
-    return None
+    return too_deep(spec)
 
 
 @lru_cache(maxsize=512)
