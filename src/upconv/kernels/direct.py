@@ -40,8 +40,10 @@ from upconv.spec import Problem
 NAME = "direct"
 EXACT = True
 SLOTS = direct_code.SLOTS
-IN_PLACE = 0.15
-"""What blocks that are read where they stand in x save of the band's time. Measured: 0.1 to 0.35 for decoders of 2 to 20 taps."""
+IN_PLACE = (0.4, 0.15)
+"""What blocks that are read where they stand in x save of the band's time, with 16 registers and with 32. Measured: 0.1 to 0.35
+for decoders of 2 to 20 taps with 32; with 16 what is chosen takes 1.003 of the fastest kernel's time over 108 layers, with 0.15
+1.004, and four layers of one or eight output channels in one dimension are 1.06 to 1.10 times as fast."""
 PACK, LISTED, CROSSING = 600.0, 50.0, 4.0
 """Cycles to begin packing a block of the band, and to list one of its rows; and what a vector of a panel costs more where its
 columns go on in another row. Measured."""
@@ -262,7 +264,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     spec, tile, shape = problem.spec, how.tile, band(problem, how.cropped)
     repeats = how.chunks if how.channels_a_pack < spec.in_channels // spec.groups else how.splits
     tiles, packed = choose_way(problem, target).cycles * spec.groups, 1.0 - _share_in_place(problem, how)
-    tiles *= 1 - IN_PLACE * (1 - packed)
+    tiles *= 1 - IN_PLACE[target.registers > 16] * (1 - packed)
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
         fetches = len(distinct_reads(groups_of(problem, how))) * spec.in_channels * vectors
