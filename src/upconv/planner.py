@@ -152,8 +152,8 @@ def make_last(
     if not offers or (advice is not None and advice.kernel == AS_FIRST):
         return None
     advice = _of_use(advice, offers)
-    if (alone := _alone(offers, advice, threads)) < threads:
-        return make_last(problem, target, alone, advice, precise)
+    if (enough := _enough(offers, advice, threads)) < threads:
+        return make_last(problem, target, enough, advice, precise)
     firsts, refused = _offers(problem, target, threads, precise)
     moved = 2 * (prod(problem.input_shape) + prod(problem.output_shape)) * problem.itemsize
     reordering = moved / REORDERED / threads + REORDERING
@@ -186,8 +186,8 @@ def make(problem: Problem, target: Target | None, threads: int, advice: Advice |
         note = "no compiled kernel takes this problem"
         return Plan(problem, target, 1, "reference", "reference", note, None, tuple(rejected))
     advice = _of_use(advice, offers)
-    if (alone := _alone(offers, advice, threads)) < threads:
-        return make(problem, target, alone, advice, precise)
+    if (enough := _enough(offers, advice, threads)) < threads:
+        return make(problem, target, enough, advice, precise)
     return _chosen(problem, target, threads, offers, rejected, advice)
 
 
@@ -196,8 +196,8 @@ def _of_use(advice: Advice | None, offers: list[Offer]) -> Advice | None:
     return advice if advice is not None and any(advice.kernel == k.NAME for _, k, _ in offers) else None
 
 
-def _alone(offers: list[Offer], advice: Advice | None, threads: int) -> int:
-    """How many of so many threads it should be: 1 where the work is not worth waking another, or as advised."""
+def _enough(offers: list[Offer], advice: Advice | None, threads: int) -> int:
+    """How many of so many threads are enough: 1 where the work is not worth waking another, or as advised."""
     if advice is not None:
         return min(advice.threads, threads)
     return 1 if min(cost for cost, _, _ in offers) < ALONE else threads

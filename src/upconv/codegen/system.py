@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from upconv.codegen.ir import Function, Value
+from upconv.codegen.ir import SIZES, Function, Value, element_of, lanes_of
 from upconv.codegen.target import Target
 
 
@@ -18,15 +18,13 @@ def pause(f: Function, target: Target) -> None:
         f.do("call void @llvm.aarch64.hint(i32 1)")
 
 
-SHUFFLED = 32
-"""Bytes of the vectors that `shuffled` is for."""
-
-
 def shuffled(f: Function, value: Value) -> Value:
-    """A vector of 32 bytes by way of a shuffle that leaves it as it is, on x86-64 with AVX: see `target.STALLED`.
+    """A vector of 32 bytes by way of a shuffle that leaves it as it is; others as they are. See `target.STALLED`.
 
-    The optimiser takes out what it knows to do nothing, so that this is an instruction it knows nothing of.
+    It is an instruction of AVX that the optimiser knows nothing of: what it knows to do nothing it takes out.
     """
+    if lanes_of(value.type) * SIZES[element_of(value.type)] != 32:
+        return value
     same = 'asm "vpermilps $$0xe4, $1, $0", "=x,x"'
     return f.emit(f"call {value.type} {same}({value.type} {value.text})", value.type)
 

@@ -41,6 +41,11 @@ class Target:
     hertz: float = 3e9
     """A nominal clock, for estimates that are compared with each other only."""
 
+    @property
+    def many_registers(self) -> bool:
+        """Whether a tile's sums leave registers to spare, as 32 do and 16 do not."""
+        return self.registers > 16
+
     def lanes(self, itemsize: int) -> int:
         return self.vector_bytes // itemsize
 

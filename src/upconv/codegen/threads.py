@@ -167,8 +167,8 @@ def _emit_submit(target: Target, futex: int) -> Function:
                 system.futex(f, futex, block[_STATE], 129, 1)  # FUTEX_WAKE | FUTEX_PRIVATE_FLAG
     f.do(f"call void {function.text}(ptr {job.text})")
     here = system.processor(f)
-    idle = Carry([f.value(0)])
-    with f.loop(0, count, name="collect", carry=idle) as i:
+    no_help = Carry([f.value(0)])
+    with f.loop(0, count, name="collect", carry=no_help) as i:
         block = blocks.of("i64")[i * (_BLOCK // 8)]
         state = block[_STATE]
         back = system.exchange(f, state, offered, f.value(0))
@@ -176,8 +176,8 @@ def _emit_submit(target: Target, futex: int) -> Function:
             system.wait(f, lambda: system.load(f, state).equals(running), lambda: system.pause(f, target))
         beside = f.load("i64", block[_PROCESSOR]).equals(here)
         bit = f.emit(f"shl i64 1, {i.text}", "i64")
-        idle.next = [idle.values[0] | f.select(back | beside, bit, 0)]
-    f.do(f"ret i64 {idle.results[0].text}")
+        no_help.next = [no_help.values[0] | f.select(back | beside, bit, 0)]
+    f.do(f"ret i64 {no_help.results[0].text}")
     return f
 
 

@@ -264,7 +264,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     spec, tile, shape = problem.spec, how.tile, band(problem, how.cropped)
     repeats = how.chunks if how.channels_a_pack < spec.in_channels // spec.groups else how.splits
     tiles, packed = choose_way(problem, target).cycles * spec.groups, 1.0 - _share_in_place(problem, how)
-    tiles *= 1 - IN_PLACE[target.registers > 16] * (1 - packed)
+    tiles *= 1 - IN_PLACE[target.many_registers] * (1 - packed)
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
         fetches = len(distinct_reads(groups_of(problem, how))) * spec.in_channels * vectors

@@ -277,7 +277,7 @@ def few_seconds(problem: Problem, how: Blocking, target: Target, share: float, o
         gemm += passes * (len(s.reads) * (c + 2) + END) * step
     weights = read_bytes(problem)
     waited = weights / AGAIN * target.hertz if tile.asks else 0.0
-    return register_tile.seconds(target, share, gemm * SLOWER[target.registers > 16], other + waited, 0.0, weights / FASTER)
+    return register_tile.seconds(target, share, gemm * SLOWER[target.many_registers], other + waited, 0.0, weights / FASTER)
 
 
 END = 6

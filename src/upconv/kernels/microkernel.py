@@ -176,8 +176,7 @@ def leave(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list
 
 def _stored(f: Function, tile: Tile, value: Value) -> Value:
     """A sum as it is stored."""
-    size = lanes_of(value.type) * SIZES[tile.element]
-    return system.shuffled(f, value) if tile.stalls and size == system.SHUFFLED else value
+    return system.shuffled(f, value) if tile.stalls else value
 
 
 def _with_more(f: Function, tile: Tile, fresh: Value, sums: list[Value], places: list[Value]) -> list[Value]:

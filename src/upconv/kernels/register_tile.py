@@ -50,13 +50,13 @@ class Tile:
 
 def fits(rows: int, vectors: int, target: Target) -> bool:
     """Whether accumulators, one k-step's vectors and a broadcast fit, a product too where multiply and add are not fused."""
-    spare = 1 if target.registers > 16 or not target.fma else 0
+    spare = 1 if target.many_registers or not target.fma else 0
     return rows * vectors + vectors + 1 + spare <= target.registers
 
 
 def tiles(element: str, target: Target) -> list[Tile]:
     """Every tile the registers hold, the widest use first."""
-    most = 14 if target.registers > 16 else 6
+    most = 14 if target.many_registers else 6
     every = (
         Tile(element, lanes, rows, vectors, cycles=cycles, stalls=target.stalls)
         for lanes, cycles in target.vectors(SIZES[element])
@@ -204,4 +204,4 @@ def reading(tile: Tile, weight_bytes: float, target: Target) -> Tile:
 
     Those of targets with many registers always ask: without, LLVM moves their loads up until there are too few.
     """
-    return replace(tile, asks=target.registers > 16 or far(weight_bytes, target))
+    return replace(tile, asks=target.many_registers or far(weight_bytes, target))

@@ -40,7 +40,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds, as those of halves."""
-    return strassen.cost(problem, how, target, threads) * WORTH[target.registers > 16]
+    return strassen.cost(problem, how, target, threads) * WORTH[target.many_registers]
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:

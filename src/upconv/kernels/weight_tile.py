@@ -59,7 +59,7 @@ class Tile:
 def tiles(element: str, target: Target) -> list[Tile]:
     """Every tile whose accumulators, vectors and broadcast the registers hold; a row takes an address register too."""
     (lanes, cycles), *_ = target.vectors(SIZES[element])
-    most = target.registers - (2 if target.registers > 16 else 0)
+    most = target.registers - (2 if target.many_registers else 0)
     return [
         Tile(element, lanes, rows, vectors, cycles)
         for rows in range(1, 9)

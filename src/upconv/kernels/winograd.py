@@ -31,20 +31,9 @@ from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_cuts import ALONE, positions
 from upconv.kernels.winograd_depth import class_taps, classes, depth_of, depth_taps, depths, live, phases_of, weight_places
-from upconv.kernels.winograd_tiles import (
-    NARROW,
-    Tiling,
-    Way,
-    lines,
-    nothing_to_save,
-    slice_channels,
-    steps,
-    too_deep,
-    ways_of,
-    windows,
-)
+from upconv.kernels.winograd_tiles import NARROW, Tiling, Way, lines, nothing_to_save, slice_channels, steps, ways_of, windows
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
-from upconv.kernels.winograd_work import back_cycles, transform_cycles
+from upconv.kernels.winograd_work import back_cycles, too_deep, transform_cycles
 from upconv.spec import Problem
 
 NAME = "winograd"

@@ -271,10 +271,10 @@ def _asked(
     ways, item, slices = tiling.ways, problem.itemsize, code.slices
     d, h, w = lines(problem, ways)
     written = read = 0
-    if w.out_step > ASKED_STEP[target.registers > 16] and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
+    if w.out_step > ASKED_STEP[target.many_registers] and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
         written = slices * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)
     one_block = slices == 1 and splits == 1 and cut.parts == 1 and all(way.groups == 1 for way in ways[1:])
-    if one_block and prod(problem.input_shape) * item >= ASKED_X[target.registers > 16] * target.l2:
+    if one_block and prod(problem.input_shape) * item >= ASKED_X[target.many_registers] * target.l2:
         rows = tiling.planes * code.window[0]
         read = ahead.most_read(room, rows, w.step, code.window[1], item, w.positions)
     return written, read

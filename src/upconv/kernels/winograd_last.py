@@ -38,12 +38,11 @@ from upconv.kernels.winograd_tiles import (
     slice_channels,
     steps,
     tiling_of,
-    too_deep,
     too_short,
     ways_of,
     windows,
 )
-from upconv.kernels.winograd_work import part_of
+from upconv.kernels.winograd_work import part_of, too_deep
 from upconv.spec import Problem
 
 NAME = "winograd_last"

@@ -85,18 +85,6 @@ def nothing_to_save(spec: ConvSpec) -> str | None:
     return "one tap a phase: nothing to save"
 
 
-MOST_NUMBERS = 1 << 17
-"""What a tile's windows of four may be transformed to: in two dimensions 8192 channels and groups of taps. Blocks are 32 tiles and
-more, and windows of six would take up to 26 MB of them a thread."""
-
-
-def too_deep(spec: ConvSpec) -> str | None:
-    """Why the windows of a layer that has tiles are too many for a block, or None."""
-    tiling = tiling_of(spec)
-    numbers = len(tiling.points) * tiling.depth
-    return f"{numbers} numbers in a tile's transformed windows: a block would leave the caches" if numbers > MOST_NUMBERS else None
-
-
 def slice_channels(spec: ConvSpec, slices: int) -> tuple[int, int]:
     """Input and output channels a group, of one of so many slices (`strassen_products.py`)."""
     return spec.in_channels // spec.groups // slices, spec.out_channels // spec.groups // slices

@@ -9,7 +9,8 @@ from upconv.codegen.target import LINE, Target
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_depth import classes, depth_of, live, phases_of
-from upconv.kernels.winograd_tiles import Tiling
+from upconv.kernels.winograd_tiles import Tiling, tiling_of
+from upconv.spec import ConvSpec
 
 NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT, STREAMED_PART, SLICED_PART = 256, 128, 96, 64, 64, {2: 256, 4: 80}
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
@@ -47,8 +48,8 @@ def transform_cycles(tiling: Tiling, slices: int, v_bytes: int, target: Target) 
     if slices > 1:
         return SLICED_TRANSFORM[slices] * _part_of_line(target)
     if tiling.middle:
-        most = MIDDLE_MOST[target.registers > 16]
-        near = MIDDLE_TRANSFORM[target.registers > 16] if tiling.ways[2].taps == 2 else most
+        most = MIDDLE_MOST[target.many_registers]
+        near = MIDDLE_TRANSFORM[target.many_registers] if tiling.ways[2].taps == 2 else most
         return min(near + MIDDLE_SPILT * v_bytes / target.l2, most)
     several = sum(way.transformed for way in tiling.ways) > 1
     return (WIDE_TRANSFORM if tiling.wide else TRANSFORM)[several] * _part_of_line(target)
@@ -96,6 +97,17 @@ def _most_of(tiling: Tiling, slices: int) -> int:
 def column_bytes(tiling: Tiling, slices: int, itemsize: int) -> int:
     """Of V, for a tile of each half: all points' products of the whole depth."""
     return len(tiling.points) * PRODUCTS[slices] * (tiling.depth // slices) * itemsize
+
+
+MOST_NUMBERS = 1 << 17
+"""What a tile's windows of four may be transformed to: in two dimensions 8192 channels and groups of taps. Blocks are 32 tiles and
+more, and windows of six would take up to 26 MB of them a thread."""
+
+
+def too_deep(spec: ConvSpec) -> str | None:
+    """Why the windows of a layer that has tiles are too many for a block, or None."""
+    numbers = column_bytes(tiling_of(spec), 1, 1)
+    return f"{numbers} numbers in a tile's transformed windows: a block would leave the caches" if numbers > MOST_NUMBERS else None
 
 
 def rows_done(tiling: Tiling, tile_blocks: tuple[int, ...], tile: Tile) -> float:
