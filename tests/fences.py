@@ -102,6 +102,16 @@ def layers() -> list[dict[str, Any]]:
         add((length,), 32, 16, 16, 8, padding=4)
         add((length,), 16, 24, 9, 3, padding=3)
         add((length,), 16, 16, 3, 1, padding=1)
+    for length in (1, 40, 299):  # layers that a dilation interleaves
+        add((length,), 9, 12, 3, 1, dilation=3, padding=3, batch=2, transposed=False)
+        add((length,), 12, 9, 4, 1, dilation=5, padding=((7, 1),))
+        add((length,), 8, 8, 11, 1, dilation=9, padding=45, transposed=False)
+    for size in ((3, 4), (19, 30), (35, 8)):
+        add(size, 9, 8, 3, 1, dilation=2, padding=2, transposed=False)
+        add(size, 8, 9, (3, 1), 1, dilation=(3, 1), padding=(3, 0))
+        add(size, 12, 8, (4, 3), (2, 1), dilation=(1, 4), padding=(1, 4), batch=2)
+    add((3, 9, 10), 8, 9, 3, 1, dilation=(1, 2, 3), padding=(1, 2, 3), transposed=False)
+    add((7, 6, 9), 9, 8, (3, 4, 4), (1, 2, 2), dilation=(3, 1, 1), padding=(3, 1, 1))
     add((1,), 4, 7, 1, 1)
     add((300,), 64, 3, 3, 1, padding=1)
     add((37,), 8, 8, 3, 2, dilation=3, padding=((0, 3),), output_padding=1)

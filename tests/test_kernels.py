@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 import kernel_runs as runs
 import upconv
 from upconv.codegen.target import Target
-from upconv.kernels import direct_blocks, direct_way, indirect, indirect_first, reference, register_tile
+from upconv.kernels import (
+    direct_blocks,
+    direct_way,
+    indirect,
+    indirect_first,
+    reference,
+    register_tile,
+    strassen,
+    winograd,
+    winograd_last,
+)
 from upconv.spec import Problem
 
 LEVELS = runs.levels()
@@ -143,6 +153,54 @@ def test_many_taps_a_phase(module: Any, layer: dict[str, Any], transposed: bool,
     operands = runs.operands(problem)
     got = runs.run_kernel(module, problem, operands, runs.target_of(level), min(2, runs.threads_allowed()))
     np.testing.assert_array_equal(got, operands.expected)  # halves are exact: so is Winograd
+
+
+DILATED: list[dict[str, Any]] = [
+    dict(size=(1,), kernel_size=3, dilation=2, padding=2),
+    dict(size=(400,), kernel_size=3, dilation=3, padding=3),
+    dict(size=(331,), kernel_size=7, dilation=5, padding=14, batch=2),
+    dict(size=(301,), kernel_size=2, dilation=16, padding=((3, 9),)),
+    dict(size=(90,), kernel_size=11, dilation=9, padding=45),
+    dict(size=(20, 31), kernel_size=3, dilation=2, padding=2, batch=2),
+    dict(size=(33, 9), kernel_size=(3, 1), dilation=(5, 2), padding=(4, 0)),
+    dict(size=(13, 40), kernel_size=(4, 3), dilation=(1, 3), padding=(1, 2), groups=2),
+    dict(size=(13, 20), kernel_size=(3, 4), dilation=(3, 1), stride=(1, 2), padding=(3, 1)),
+    dict(size=(5, 9, 21), kernel_size=3, dilation=(1, 2, 3), padding=(1, 2, 3)),
+    dict(size=(5, 9, 11), kernel_size=3, dilation=(1, 2, 1), stride=(2, 1, 1), padding=(1, 2, 0), batch=2),
+    dict(size=(9, 7, 11), kernel_size=(3, 1, 3), dilation=(4, 1, 1), padding=(4, 0, 0)),
+    dict(size=(9, 8, 9), kernel_size=(2, 4, 4), dilation=(5, 1, 1), stride=(1, 2, 2), padding=(3, 1, 1)),
+]
+"""Layers that a dilation interleaves, in one dimension or several, beside others that have a stride."""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+@pytest.mark.parametrize("layer", DILATED, ids=lambda layer: f"{layer['kernel_size']}d{layer['dilation']}".replace(" ", ""))
+@KERNELS
+def test_layers_that_a_dilation_interleaves(module: Any, layer: dict[str, Any], transposed: bool, level: str) -> None:
+    problem = runs.make(**{"in_channels": 18, "out_channels": 20, "transposed": transposed, **layer})
+    if not takes(module, problem, level):
+        pytest.skip(module.rejects(problem, runs.target_of(level)))
+    for each in (problem, replace(problem, dtype="float64")):
+        if takes(module, each, level):
+            operands = runs.operands(each)
+            got = runs.run_kernel(module, each, operands, runs.target_of(level), min(2, runs.threads_allowed()))
+            np.testing.assert_array_equal(got, operands.expected)
+
+
+def test_dilations_that_winograd_leaves_out() -> None:
+    target = runs.target_of(runs.levels()[0])
+    if target.lanes(4) < 4:
+        pytest.skip("vectors too short for Winograd")
+    for layer, reason in (
+        (dict(size=(90,), kernel_size=3, stride=2, dilation=3), "dilation 3 at stride 2"),
+        (dict(size=(90,), kernel_size=3, dilation=17), "dilation 17: a tile would have outputs of 17 interleaved layers"),
+        (dict(size=(90, 90), kernel_size=3, dilation=(3, 6)), "dilation 3x6: a tile would have outputs of 18 interleaved layers"),
+    ):
+        assert winograd.rejects(runs.make(in_channels=16, out_channels=16, **layer), target) == reason
+    for size, dilation in (((90,), 2), ((9, 9, 9), (2, 1, 1))):
+        other = runs.make(in_channels=16, out_channels=16, size=size, kernel_size=3, dilation=dilation)
+        assert winograd_last.rejects(other, target) == strassen.rejects(other, target) == "dilation 2"
 
 
 @pytest.mark.parametrize("level", LEVELS)

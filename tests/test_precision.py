@@ -40,6 +40,8 @@ LAYERS = {
     "k8s2, 2-D": (dict(transposed=True, kernel_size=8, stride=2, padding=3, rank=2), (20, 20), 128),
     "k4s2 convolution, 2-D": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (40, 40), 128),
     "k4s2 convolution, 2-D, deep": (dict(transposed=False, kernel_size=4, stride=2, padding=1, rank=2), (20, 20), 512),
+    "k3 dilation 3, 1-D": (dict(transposed=False, kernel_size=3, dilation=3, padding=3, rank=1), (96,), 256),
+    "k3 dilation 2, 2-D": (dict(transposed=True, kernel_size=3, dilation=2, padding=2, rank=2), (20, 20), 128),
     "k2s2, 2-D": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (20, 20), 256),
     "k2s2, 2-D, middling": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (16, 16), 512),
     "k2s2, 2-D, deep": (dict(transposed=True, kernel_size=2, stride=2, rank=2), (16, 16), 1024),
@@ -120,7 +122,7 @@ def test_no_kernel_errs_more_than_four_times_as_much_as_the_direct_sum(kernel: A
     x = rng.standard_normal(problem.input_shape, np.float32)
     weight = rng.standard_normal(spec.weight_shape, np.float32)
     call = upconv.conv_transpose if spec.transposed else upconv.conv
-    wide = dict(stride=spec.stride, padding=spec.padding)
+    wide = dict(stride=spec.stride, padding=spec.padding, dilation=spec.dilation)
     upconv.set_precise(True)
     try:
         truth = call(x.astype(np.float64), weight.astype(np.float64), **wide)

@@ -15,7 +15,7 @@ from upconv.codegen.target import Target
 from upconv.kernels import columns, winograd
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
-from upconv.kernels.winograd_tiles import slice_channels, tiling_of
+from upconv.kernels.winograd_tiles import dilated, slice_channels, tiling_of
 from upconv.spec import ConvSpec, Problem
 
 NAME = "strassen"
@@ -33,7 +33,8 @@ EXACT = False
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    return winograd.refuses(problem, target) or not_halved(problem.spec) or too_many_points(problem.spec)
+    spec = problem.spec
+    return winograd.refuses(problem, target) or dilated(spec) or not_halved(spec) or too_many_points(spec)
 
 
 def not_halved(spec: ConvSpec) -> str | None:

@@ -31,10 +31,22 @@ from upconv.kernels.winograd_blocks import Blocking, code_of
 from upconv.kernels.winograd_blocks import blocking as blocking  # offered with the rest
 from upconv.kernels.winograd_cuts import ALONE, positions
 from upconv.kernels.winograd_depth import class_taps, classes, depth_of, depth_taps, depths, live, phases_of, weight_places
-from upconv.kernels.winograd_tiles import NARROW, Tiling, Way, lines, nothing_to_save, slice_channels, steps, ways_of, windows
+from upconv.kernels.winograd_tiles import (
+    NARROW,
+    Tiling,
+    Way,
+    between_planes,
+    dilations,
+    lines,
+    nothing_to_save,
+    slice_channels,
+    steps,
+    ways_of,
+    windows,
+)
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
 from upconv.kernels.winograd_work import back_cycles, too_deep, transform_cycles
-from upconv.spec import Problem
+from upconv.spec import ConvSpec, Problem
 
 NAME = "winograd"
 EXACT = False
@@ -117,7 +129,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec = problem.spec
     c, m = slice_channels(problem.spec, how.slices)
-    _, ph, pw = steps(spec)[0]
+    _, ph, pw = _phases(spec)
     image_in, image_out = prod(problem.input_size), prod(problem.output_size)
     chunk_size = how.rows * how.sum_depth
     outer, reads = _reads(problem, how)
@@ -190,23 +202,28 @@ def _class_table(how: Blocking) -> NDArray[np.int64]:
 
 def _phase_rows(problem: Problem, how: Blocking) -> NDArray[np.int64]:
     """For each phase, row-major: its row of a chunk's first channel, and the rows a channel."""
-    out_steps, _ = steps(problem.spec)
-    table, first = np.zeros((*out_steps, 2), np.int64), 0
+    table, first = np.zeros((*steps(problem.spec)[0], 2), np.int64), 0
     for residues, blocks in zip(phases_of(how.tiling), how.tile_blocks, strict=True):
         for i, residue in enumerate(residues):
             table[residue] = (first + i, len(residues))
         first += blocks * how.tile.rows
-    return table.reshape(-1, 2)
+    return np.tile(table, (*dilations(problem.spec), 1)).reshape(-1, 2)  # interleaved layers have the same weights
+
+
+def _phases(spec: ConvSpec) -> tuple[int, ...]:
+    """Phases of the output in each dimension, or layers that a dilation interleaves there."""
+    return tuple(a * b for a, b in zip(steps(spec)[0], dilations(spec), strict=True))
 
 
 def _plane_rows(tiling: Tiling) -> NDArray[np.int64]:
     """For each group of taps and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
-    _, (pd, ph, pw) = steps(tiling.spec)
+    (pd, ph, pw), (_, rh, rw) = steps(tiling.spec)[1], dilations(tiling.spec)
     number = {tap: i for i, tap in enumerate(depth_taps(tiling))}
     _, gh, gw = (range(way.groups) for way in tiling.ways)
     beside = tiling.ways[2].beside
-    outer = product(range(tiling.planes), gh, range(len(gw) // beside), range(ph), range(pw), range(beside))
-    return np.array([number[(d // pd, th, beside * tw + i), (d % pd, h, w)] for d, th, tw, h, w, i in outer], np.int64)
+    outer = product(range(tiling.planes), gh, range(len(gw) // beside), range(ph * rh), range(pw * rw), range(beside))
+    found = [number[(d // pd, th, beside * tw + i), (d % pd, h // rh, w // rw)] for d, th, tw, h, w, i in outer]
+    return np.array(found, np.int64)
 
 
 def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -221,7 +238,9 @@ def _reads(problem: Problem, how: Blocking) -> tuple[NDArray[np.int64], NDArray[
         range(window.origin, window.origin + window.step * groups, window.step)
         for window, groups in ((h, ways[1].groups), (w, ways[2].groups // ways[2].beside))
     )
-    outer = list(product(range(d.origin, d.origin + how.tiling.planes), outer_h, outer_w))
+    apart = between_planes(problem.spec)
+    outer_d = range(d.origin, d.origin + how.tiling.planes * apart, apart)
+    outer = list(product(outer_d, outer_h, outer_w))
     every = [at(e, eh + i, ew + j) for e, eh, ew in outer for i, j in product(range(h.reach), range(w.reach))]
     return np.array([at(*e) for e in outer], np.int64), np.array(every, np.int64)
 
@@ -236,7 +255,8 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
     """The kernel's symbol, which decodes itself."""
     kind = "convt" if problem.spec.transposed else "conv"
     algorithm = "winograd_streamed" if how.streamed else _NAMES[how.slices]
-    names = [algorithm, *(f"f{way.outputs}x{way.taps}" for way in how.ways if way.transformed)]
+    of = zip(how.ways, dilations(problem.spec), strict=True)
+    names = [algorithm, *(f"f{way.outputs}x{way.taps}" + f"d{d}" * (d > 1) for way, d in of if way.transformed)]
     return f"{kind}_f{problem.itemsize * 8}_{'_'.join(names)}_{how.tile}_{target.name}"
 
 
@@ -275,8 +295,8 @@ def _steps(problem: Problem, how: Blocking) -> float:
 
 
 def _length(how: Blocking) -> int:
-    """Columns of the GEMMs: tiles, or pairs of them, in whole vectors."""
-    return how.cut.parts * round_up(how.cut.length, how.tile.lanes * how.slices) // how.slices
+    """Columns of the GEMMs: tiles, or pairs of them, in whole vectors, of each layer that a dilation interleaves."""
+    return how.cut.parts * round_up(how.cut.length, how.tile.lanes * how.slices) // how.slices * how.tiling.interleaved
 
 
 def _shares(problem: Problem, how: Blocking, table: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -295,7 +315,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     to, back = transform_cycles(how.tiling, how.slices, how.v_bytes, target), back_cycles(how.tiling, how.slices, target)
     transforms = vectors * how.points * (to * how.depth * spec.groups * how.splits + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
-    tile_rows = vectors * rows * how.slices**2 / prod(spec.stride[-1:])
+    tile_rows = vectors * rows * how.slices**2 / (prod(spec.stride[-1:]) * dilations(spec)[2])
     stored = store.cycles(tile_rows * outputs, w.out_step, tile.lanes, _mixed(w.positions, how))
     stored += ALONE * tile.lanes * tile_rows * how.by_position
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
@@ -325,7 +345,7 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
     ends = float((table[:, 1] * np.ceil(table[:, 3] / how.depth_part) * shares).sum())
     cycles = 0.0
     for count, size in how.cut.sizes():
-        columns_ = ceil(size / how.slices)
+        columns_ = how.tiling.columns(ceil(size / how.slices), tile.lanes)
         cycles += count * (steps_ * register_tile.columns_cycles(tile, columns_) + ends * register_tile.ends_cycles(tile, columns_))
     return cycles * how.chunks * problem.spec.groups
 
@@ -333,7 +353,7 @@ def _gemm_cycles(problem: Problem, how: Blocking) -> float:
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
     phases = prod(steps(problem.spec)[0])
-    shared = ""
+    shared = f"{how.tiling.interleaved} interleaved layers, " if how.tiling.interleaved > 1 else ""
     if phases > 1 and how.points > 1:
         apart = any(way.apart for way in how.ways)
         shared = "phases in tiles of their own, " if apart else f"the {phases} phases share one input transform, "

@@ -15,7 +15,7 @@ from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.strassen_products import PRODUCTS
 from upconv.kernels.winograd_cuts import useless
 from upconv.kernels.winograd_depth import classes, lacking
-from upconv.kernels.winograd_tiles import NARROW, Points, Tiling, Way, lines, steps, tiling_of
+from upconv.kernels.winograd_tiles import NARROW, Points, Tiling, Way, dilations, lines, steps, tiling_of
 from upconv.kernels.winograd_way import Code
 from upconv.kernels.winograd_work import column_bytes, part_of, rows_done, tile_blocks_of
 from upconv.spec import Problem
@@ -130,8 +130,11 @@ class Blocking:
     @property
     def tasks(self) -> list[tuple[int, float]]:
         """(count, relative time) of the tasks of a group."""
-        sizes = [(count, register_tile.columns_cycles(self.tile, ceil(size / self.slices))) for count, size in self.cut.sizes()]
+        sizes = [(count, register_tile.columns_cycles(self.tile, self._columns(size))) for count, size in self.cut.sizes()]
         return jobs.tasks_of(sizes, self.chunks, self.splits, 0.0)
+
+    def _columns(self, tiles: int) -> int:
+        return self.tiling.columns(ceil(tiles / self.slices), self.tile.lanes)
 
     @property
     def rows(self) -> int:
@@ -198,10 +201,11 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, slices: int, alike: int) 
     m, phases = spec.out_channels // spec.groups // slices, prod(steps(spec)[0])
     points, item = len(tiling.points) * PRODUCTS[slices], SIZES[tile.element]
     column = column_bytes(tiling, slices, item)
-    most = int(target.l2 * 0.35 / column) // tile.width * tile.width
     least_tiles, least_rows = LEAST[slices]
-    most = min(max(most, least_tiles * tile.width), 512)
-    room = max(1, int(target.l2 * 0.3 / (points * most * item * phases)))
+    wide = tiling.tiles(tile.width, tile.lanes)
+    most = int(target.l2 * 0.35 / column) // wide * wide
+    most = min(max(most, tiling.tiles(least_tiles * tile.width, tile.lanes)), 512)
+    room = max(1, int(target.l2 * 0.3 / (points * tiling.columns(most, tile.lanes) * item * phases)))
     chunk = _choose_chunk(tiling, tile, slices, min(m, max(room, ceil((least_rows or tile.rows) / phases))))
     strips = ceil(m / chunk) * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) / tile.rows
 
@@ -215,9 +219,8 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, slices: int, alike: int) 
     blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if slices == 1 else 1).sizes()
     far = register_tile.far(points * m * phases * tiling.sum_depth * item, target)
     again = AGAIN * tile.rows if slices == 1 and far else 0.0
-    few = cycles(
-        sum(count * (register_tile.columns_cycles(tile, size) + again) for count, size in blocks) / alike, min(most, alike)
-    )
+    times = [(count, register_tile.columns_cycles(tile, tiling.columns(size, tile.lanes))) for count, size in blocks]
+    few = cycles(sum(count * (time + again) for count, time in times) / alike, min(most, alike))
     return _Offer(tile, chunk, most, many, few)
 
 
@@ -230,7 +233,7 @@ def sized(
     c, m, (_, in_steps) = spec.in_channels // spec.groups, spec.out_channels // spec.groups, steps(spec)
     depth, points = tiling.depth // slices, len(tiling.points)
     products, sum_depth = points * PRODUCTS[slices], tiling.sum_depth // slices
-    block, wide, chunks = cut.block, cut.block // slices, ceil(m // slices / chunk)
+    block, wide, chunks = cut.block, tiling.columns(cut.block // slices, tile.lanes), ceil(m // slices / chunk)
     room = round_up(block, tile.lanes * slices)
     tile_blocks = tile_blocks_of(tiling, chunk, tile)
     rows = sum(tile_blocks) * tile.rows
@@ -299,4 +302,5 @@ def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, slices: in
     uneven = transposed and any(any(c.short) or c.part[0] for c in classes(tiling))
     finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
     short = tuple(lacking(tiling, c) for c in classes(tiling)[: None if transposed else 1]) if streamed else ()
-    return Code(tile, slices, (d, h, w), (ph, pw), uneven, finish, streamed, short)
+    _, dh, dw = dilations(problem.spec)
+    return Code(tile, slices, (d, h, w), (ph * dh, pw * dw), uneven, finish, (dh, dw), streamed, short)

@@ -26,7 +26,7 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     arguments = [*pointers, ("line", "ptr"), ("y", "ptr"), ("channel", "i64"), ("channels", "i64")]
     f = Function("output", arguments, attributes="internal noinline nounwind")
     job, table, room, vectors, m, lines, line, y, channel, channels = f.arguments
-    tile, lanes, (_, way_h, way_w) = code.tile, code.tile.lanes, code.ways
+    tile, lanes, (_, way_h, way_w), (step_h, step_w) = code.tile, code.tile.lanes, code.ways, code.layer_steps
     m, lines, line, y = (pointer.of(tile.element) for pointer in (m, lines, line, y))
     names = (
         "asks_written", "m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w",
@@ -64,7 +64,8 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
                 def phase(aw: Int, slices: list[Place] = slices, first: Value = first) -> Iterator[tuple[int, int, Int, Value]]:
                     """(which of the slices, output row, place among the woven, sums) of a phase of w."""
                     at = phase_rows[(first + aw) * 2]
-                    source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + column * lanes]
+                    own = column * code.interleaved + ah * step_h + aw * step_w if code.interleaved > 1 else column
+                    source = m[(f.load("i64", at) + number * f.load("i64", at[1])) * s["m_pitch"] + own * lanes]
                     for n, points in enumerate(sums(source, slices)):
                         for (i, j), value in transform(f, points, (matrices[0], matrices[1])).items():
                             for factor in odd:
@@ -127,7 +128,7 @@ def emit(code: Code) -> str:
         position, split, group = jobs.place_of(number, s)
         low, width = columns.emit_cut(f, s, position)
         wide = (width + (tile.lanes * code.slices - 1)) // (tile.lanes * code.slices)
-        vectors, wide = wide * code.slices, wide * tile.lanes
+        vectors, wide = wide * code.slices, wide * (tile.lanes * code.interleaved)
         table, at, parts = workspace, s["table_bytes"], []
         for name in ("found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes"):
             parts.append(workspace[at].of(tile.element))

@@ -55,7 +55,7 @@ def offered(
 ) -> list[columns.Cut]:
     """Ways to cut the tiles (see `columns_of`) into blocks of about `most`, the usual one first; of `few`, finer ones as well."""
     (length, images), groups = of, problem.spec.groups
-    pieces, width, alone = max(1, ceil(length / most)), tile.width * slices, groups * images
+    pieces, width, alone = max(1, ceil(length / most)), tiling.tiles(tile.width, tile.lanes) * slices, groups * images
     if pieces * alone < 4 * threads and length >= 4 * width:
         pieces = max(pieces, min(ceil(4 * threads / alone), length // (2 * width)))
     if pieces > 1 and alone < threads:
@@ -93,7 +93,8 @@ def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut,
         return cut
     m, (d, h, _) = spec.out_channels // spec.groups, lines(problem, tiling.ways)
     strips = rows_done(tiling, tile_blocks_of(tiling, m, tile), tile) // tile.rows
-    unit = tile.lanes if batch < 4 * tile.width else tile.width
+    wide = tiling.tiles(tile.width, tile.lanes)
+    unit = tile.lanes if batch < 4 * wide else wide
     other = columns.cut(batch, unit, ceil(batch / most), count)
 
     def cycles(cut: columns.Cut) -> float:
@@ -102,7 +103,7 @@ def _by_position(problem: Problem, tiling: Tiling, tile: Tile, cut: columns.Cut,
             strips
             * tiling.depth
             * _needed(problem, tiling.ways, apart)
-            * sum(number * register_tile.columns_cycles(tile, size) for number, size in sizes)
+            * sum(number * register_tile.columns_cycles(tile, tiling.columns(size, tile.lanes)) for number, size in sizes)
         )
         rows = m * d.out_step * h.out_step * sum(number * ceil(size / tile.lanes) for number, size in sizes)
         return gemm + ALONE * tile.lanes * rows * apart
@@ -137,7 +138,8 @@ def _shared(
     rows = chunks * rows_done(tiling, tile_blocks_of(tiling, chunk, tile), tile) * PRODUCTS[slices]
     gemm = needed * rows * register_tile.step_cycles(tile) / (tile.rows * tile.vectors)
     transform = anew_cycles(tiling, slices) * len(tiling.points) / gemm  # of one part's input, beside its products
-    sizes = [(count * spec.groups, register_tile.columns_cycles(tile, ceil(size / slices))) for count, size in cut.sizes()]
+    columns_ = [(count * spec.groups, tiling.columns(ceil(size / slices), tile.lanes)) for count, size in cut.sizes()]
+    sizes = [(count, register_tile.columns_cycles(tile, number)) for count, number in columns_]
     begin = BEGIN * tile.rows / (needed * rows * tiling.depth / slices)
 
     def time(splits: int) -> float:

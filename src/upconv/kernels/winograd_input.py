@@ -166,8 +166,9 @@ def emit_input(code: Code) -> Function:
         taps = [f.load("i64", plane_rows[o * planes + i]) for i in range(planes)]
         rows = [(tap * s["channels_in"] + c) * tile.width for tap in taps]
         with f.loop(0, vectors // slices, name="column") as column:
-            panel_ = v[column // tile.vectors * s["panel_size"] + column % tile.vectors * lanes]
-            target = [panel_[row] for row in rows]
+            numbers = [column * code.interleaved + n for n in range(code.interleaved)] if code.interleaved > 1 else [column]
+            panels = [v[n // tile.vectors * s["panel_size"] + n % tile.vectors * lanes] for n in numbers]
+            target = [panels[of][row] for of, row in zip(code.layers, rows, strict=True)]
 
             def put(plane: int, point: Int, value: Value, target: list[Value] = target) -> None:
                 f.store(value, target[plane][s["v_point"] * point])

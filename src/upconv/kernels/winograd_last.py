@@ -33,6 +33,7 @@ from upconv.kernels.winograd_tiles import (
     WIDE,
     Points,
     Tiling,
+    dilated,
     lines,
     nothing_to_save,
     slice_channels,
@@ -140,6 +141,8 @@ def refuses(problem: Problem, target: Target) -> str | None:
     ways = ways_of(spec, NARROW)
     if isinstance(ways, str):
         return ways
+    if dilated(spec):
+        return dilated(spec)
     least = min(spec.in_channels, spec.out_channels) // spec.groups
     if least < lanes:
         return f"{least} channels a group: fewer than lanes"

@@ -20,7 +20,7 @@ from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.winograd_blocks import Blocking, sized
 from upconv.kernels.winograd_depth import classes, depth_of
-from upconv.kernels.winograd_tiles import MIDDLE, Tiling, lines, tiling_of, too_short
+from upconv.kernels.winograd_tiles import MIDDLE, Tiling, dilated, lines, tiling_of, too_short
 from upconv.kernels.winograd_work import rows_done
 from upconv.spec import ConvSpec, Problem
 
@@ -37,7 +37,7 @@ FASTER = 1.2
 
 def rejects(problem: Problem, target: Target) -> str | None:
     """Why this kernel cannot run the problem, or None."""
-    reason = winograd.rejects(problem, target)
+    reason = winograd.rejects(problem, target) or dilated(problem.spec)
     if reason:
         return reason
     if sum(way.transformed for way in tiling_of(problem.spec).ways) < 2:

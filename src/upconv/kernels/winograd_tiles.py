@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv.kernels.columns import LINE_OF_ONE, Line
-from upconv.spec import ConvSpec, Problem
+from upconv.kernels.geometry import round_up
+from upconv.spec import ConvSpec, Problem, times
 
 Matrix = NDArray[np.float64]
 
@@ -85,6 +86,12 @@ def nothing_to_save(spec: ConvSpec) -> str | None:
     return "one tap a phase: nothing to save"
 
 
+def dilated(spec: ConvSpec) -> str | None:
+    """Why a kernel that does not take apart the layers that a dilation interleaves cannot run them, or None."""
+    dilation = max(l if k > 1 else 1 for k, l in zip(spec.kernel_size, spec.dilation, strict=True))
+    return f"dilation {dilation}" if dilation > 1 else None
+
+
 def slice_channels(spec: ConvSpec, slices: int) -> tuple[int, int]:
     """Input and output channels a group, of one of so many slices (`strassen_products.py`)."""
     return spec.in_channels // spec.groups // slices, spec.out_channels // spec.groups // slices
@@ -96,6 +103,8 @@ TAPS = (2, 3)
 
 MOST_TAPS = 32
 """Taps a phase; more are for other kernels."""
+MOST_INTERLEAVED = 16
+"""Layers that a dilation interleaves; a tile has outputs of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +153,16 @@ def ways_of(spec: ConvSpec, last: Points) -> tuple[Way, Way, Way] | str:
     The last that is transformed is at the points `last`, another one at NARROW: two wide ones would round too much. MIDDLE is for
     both, with phases apart where the padding sets them apart.
     """
+    if prod(dilations(spec)) > MOST_INTERLEAVED:
+        return f"dilation {times(spec.dilation)}: a tile would have outputs of {prod(dilations(spec))} interleaved layers"
     ways, other = [PLAIN] * (3 - spec.rank), last if last == MIDDLE else NARROW
     whole = spec.transposed and all(k % s == 0 for k, s in zip(spec.kernel_size, spec.stride, strict=True) if k > s)
     innermost = max((d for d, (k, s) in enumerate(zip(spec.kernel_size, spec.stride, strict=True)) if k > s), default=None)
     for d, (k, s, l) in enumerate(zip(spec.kernel_size, spec.stride, spec.dilation, strict=True)):
         taps = ceil(k / s)
         inner = d >= spec.rank - 2
-        if l != 1 and k != 1:
-            return f"dilation {l}"
+        if l != 1 and k != 1 and s != 1:
+            return f"dilation {l} at stride {s}"
         if inner and 1 < taps <= MOST_TAPS:
             way = _grouped(taps, last if d == innermost else other)
             if last == MIDDLE and whole and way.groups == 1 and spec.padding[d][0] % s:
@@ -204,6 +215,19 @@ class Tiling:
         """Products that are summed for one row, column and point: those of one window where phases stand apart."""
         return self.depth // prod(way.groups for way in self.ways if way.apart)
 
+    @property
+    def interleaved(self) -> int:
+        """Layers that a dilation interleaves. A tile has a column of V and M for each."""
+        return prod(dilations(self.spec))
+
+    def columns(self, tiles: int, lanes: int) -> int:
+        """Columns of the GEMMs for so many tiles: vectors of each of the interleaved layers in turn."""
+        return round_up(tiles, lanes) * self.interleaved if self.interleaved > 1 else tiles
+
+    def tiles(self, columns: int, lanes: int) -> int:
+        """The fewest tiles, in whole vectors, that are so many columns."""
+        return round_up(ceil(columns / self.interleaved), lanes)
+
 
 def tiling_of(spec: ConvSpec, last: Points = NARROW) -> Tiling:
     """The tiling of a layer that has one: see `ways_of`."""
@@ -234,13 +258,15 @@ def windows(problem: Problem, ways: tuple[Way, Way, Way]) -> tuple[tuple[Line, W
     found = [(LINE_OF_ONE, Window(0, 1, 1))] * (3 - spec.rank)
     for d, way in enumerate(ways[3 - spec.rank :]):
         size, out_size = problem.input_size[d], problem.output_size[d]
-        s, (before, _), f = spec.stride[d], spec.padding[d], way.outputs
+        (before, _), f, of = spec.padding[d], way.outputs, 3 - spec.rank + d
+        out_step, planes = (n[of] * dilations(spec)[of] for n in steps(spec))
         if spec.transposed:
-            low, crop = (before // s, 0) if way.apart else divmod(before + fronts(spec)[3 - spec.rank + d], s)
-            positions = ((out_size - 1 + crop) // s + f) // f
-            line, origin, planes = Line(size, out_size, f, s * f, crop, positions), low - (way.total - 1), 1
+            low, crop = (before // out_step, 0) if way.apart else divmod(before + fronts(spec)[of], out_step)
+            positions = ((out_size - 1 + crop) // out_step + f) // f
+            origin = dilations(spec)[of] * low - spec.dilation[d] * (way.total - 1)
         else:
-            line, origin, planes = Line(size, out_size, s * f, f, 0, -(-out_size // f)), -before, s
+            crop, positions, origin = 0, ceil(out_size / (out_step * f)), -before
+        line = Line(size, out_size, planes * f, out_step * f, crop, positions)
         found.append((line, Window(origin, planes * way.window, 1 if way.apart else planes * way.taps)))
     return tuple(found)
 
@@ -276,6 +302,20 @@ def fronts(spec: ConvSpec) -> tuple[int, int, int]:
         zeros = -k % s
         found.append(zeros if spec.transposed and k > s and before % s >= s - zeros else 0)
     return found[0], found[1], found[2]
+
+
+def dilations(spec: ConvSpec) -> tuple[int, int, int]:
+    """Layers that a dilation interleaves, in each dimension: of outputs, and inputs that they read, a multiple of it apart.
+
+    The outermost of three is read tap by tap, as far apart as its dilation has them.
+    """
+    *_, h, w = (1, *(l if k > 1 else 1 for k, l in zip(spec.kernel_size, spec.dilation, strict=True)))
+    return 1, h, w
+
+
+def between_planes(spec: ConvSpec) -> int:
+    """Elements of x from one plane that a tile reads along the outermost of three dimensions to the next."""
+    return spec.dilation[0] if spec.rank == 3 and spec.kernel_size[0] > 1 else 1
 
 
 def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:

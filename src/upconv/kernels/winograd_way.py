@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class Code:
     """Everything that the emitted code depends on; `planes` are the strides of x in the two inner dimensions.
 
     Windows that are an element apart in w are read at once, as planes of x are. `uneven` layers have rows that are dead at some
-    points. Where weights are `streamed`, transformed as they are read, that is for how many tiles at a time, of several,
-    and `short` is which taps the classes of phases lack.
+    points. Where `dilations` interleave layers, planes of x are theirs. Where weights are `streamed`, transformed as they are read,
+    that is for how many tiles at a time, of several, and `short` is which taps the classes of phases lack.
     """
 
     tile: Tile
@@ -57,6 +58,7 @@ class Code:
     planes: tuple[int, int]
     uneven: bool
     store: Store
+    dilations: tuple[int, int] = (1, 1)
     streamed: int = 0
     short: tuple[Short, ...] = ()
 
@@ -80,6 +82,23 @@ class Code:
     @property
     def points(self) -> list[tuple[int, int]]:
         return list(product(range(self.ways[1].window), range(self.ways[2].window)))
+
+    @property
+    def interleaved(self) -> int:
+        """Vectors of V and M that a vector of tiles has: one of each layer that a dilation interleaves."""
+        return prod(self.dilations)
+
+    @property
+    def layer_steps(self) -> tuple[int, int]:
+        """From a plane of x, or a phase of the output, to the next in each dimension: how many of these layers further on."""
+        h, w = self.dilations
+        return (w if h > 1 else 0), int(w > 1)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layer that every plane of a window belongs to."""
+        (h, w), (step_h, step_w) = self.planes, self.layer_steps
+        return [i * step_h + j * step_w for i, j in product(range(h), range(w)) for _ in range(self.side_by_side)]
 
     @property
     def tiles_a_pass(self) -> int:

@@ -96,7 +96,7 @@ def _most_of(tiling: Tiling, slices: int) -> int:
 
 def column_bytes(tiling: Tiling, slices: int, itemsize: int) -> int:
     """Of V, for a tile of each half: all points' products of the whole depth."""
-    return len(tiling.points) * PRODUCTS[slices] * (tiling.depth // slices) * itemsize
+    return len(tiling.points) * PRODUCTS[slices] * (tiling.depth // slices) * itemsize * tiling.interleaved
 
 
 MOST_NUMBERS = 1 << 17
