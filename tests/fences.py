@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel_runs as runs
-from upconv.kernels import indirect_first, winograd, winograd_wide
+from upconv.kernels import indirect_first, winograd, winograd_wide, winograd_widest
 
 PAGE = mmap.PAGESIZE
 FENCE = 16 * PAGE
@@ -182,6 +182,7 @@ def main(level: str) -> None:
         (indirect_first, small, False),
         (winograd, host, True),
         (winograd_wide, host, True),
+        (winograd_widest, host, True),
     ):
         thin = 1 if level == runs.levels()[0] else 8
         if by_position:

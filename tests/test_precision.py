@@ -10,7 +10,7 @@ import pytest
 import upconv
 from upconv import execute, planner
 from upconv.codegen import target as targets
-from upconv.kernels import direct, winograd, winograd_middle, winograd_wide
+from upconv.kernels import direct, winograd, winograd_middle, winograd_wide, winograd_widest
 from upconv.planner import Plan
 from upconv.spec import Problem
 
@@ -37,6 +37,11 @@ LAYERS = {
     "k7s2, 2-D": (dict(transposed=True, kernel_size=7, stride=2, padding=3, rank=2), (20, 20), 96),
     "k4 stride 1, 2-D": (dict(transposed=False, kernel_size=4, padding=1, rank=2), (24, 24), 128),
     "k7 stride 1, 1-D": (dict(transposed=False, kernel_size=7, padding=3, rank=1), (96,), 192),
+    "k4s2, 1-D": (dict(transposed=True, kernel_size=4, stride=2, padding=1, rank=1), (90,), 96),
+    "k5s2, 1-D": (dict(transposed=True, kernel_size=5, stride=2, padding=1, rank=1), (90,), 24),
+    "k2 stride 1, 1-D": (dict(transposed=False, kernel_size=2, rank=1), (96,), 128),
+    "k5 stride 1, 1-D": (dict(transposed=False, kernel_size=5, padding=2, rank=1), (96,), 8),
+    "k8x1s4x1": (dict(transposed=True, kernel_size=(8, 1), stride=(4, 1), padding=(2, 0), rank=2), (24, 20), 96),
     "k25s2, 1-D": (dict(transposed=True, kernel_size=25, stride=2, padding=12, rank=1), (96,), 128),
     "k11 stride 1, 1-D": (dict(transposed=False, kernel_size=11, padding=5, rank=1), (96,), 256),
     "k31 stride 1, 1-D": (dict(transposed=False, kernel_size=31, padding=15, rank=1), (96,), 128),
@@ -102,7 +107,7 @@ def test_wide_windows_leave_out_layers_whose_direct_sum_is_too_short_for_their_r
 def test_windows_of_five_leave_out_volumes_whose_direct_sum_is_too_short_and_signals() -> None:
     reasons = {
         "k3s2, 3-D": "phases that lack a tap of the outer dimension: it would round too much beside sums so short",
-        "k16s8, 1-D": "one dimension to transform: windows of six save more",
+        "k16s8, 1-D": "one dimension to transform: windows of six and eight save more",
     }
     for name, reason in reasons.items():
         arguments, size, channels = LAYERS[name]
@@ -110,6 +115,24 @@ def test_windows_of_five_leave_out_volumes_whose_direct_sum_is_too_short_and_sig
         problem = Problem(spec, 1, size, spec.output_size(size))
         if not winograd.rejects(problem, targets.host()):
             assert winograd_middle.rejects(problem, targets.host()) == reason
+
+
+def test_windows_of_eight_leave_out_layers_whose_direct_sum_is_too_short_for_their_rounding() -> None:
+    one = dict(transposed=True, rank=1)
+    for arguments, channels, reason in (
+        (LAYERS["k4s2, 2-D"][0], 128, "two dimensions to transform: it would round too much"),
+        (LAYERS["k3s2, 1-D"][0], 128, "1.5 taps a phase in the mean: it would round too much for what it saves"),
+        (dict(one, kernel_size=4, stride=2), 95, "sums of 95 products of 2 taps: it would round too much beside sums so short"),
+        (dict(one, kernel_size=3), 23, "sums of 23 products of 3 taps: it would round too much beside sums so short"),
+        (dict(one, kernel_size=4, stride=2), 96, None),
+        (dict(one, kernel_size=3), 24, None),
+        (dict(one, kernel_size=5), 8, None),
+        (dict(transposed=True, rank=2, kernel_size=(8, 1), stride=(4, 1)), 96, None),
+    ):
+        spec = upconv.ConvSpec.make(in_channels=channels, out_channels=64, **arguments)
+        problem = Problem(spec, 1, (20,) * spec.rank, spec.output_size((20,) * spec.rank))
+        if not winograd.rejects(problem, targets.host()):
+            assert winograd_widest.rejects(problem, targets.host()) == reason
 
 
 KERNELS = [kernel for kernel in (*planner.CANDIDATES, *planner.LAST) if not kernel.EXACT]

@@ -24,15 +24,15 @@ def layer(transposed: bool, kernel: int, stride: int, padding: int = 0) -> ConvS
 
 
 LAYERS = [(k, s) for s in (1, 2, 3, 4) for k in range(s + 1, 3 * s + 1)]
-POINTS = {"narrow": tiles.NARROW, "middle": tiles.MIDDLE, "wide": tiles.WIDE}
+POINTS = {"narrow": tiles.NARROW, "middle": tiles.MIDDLE, "wide": tiles.WIDE, "widest": tiles.WIDEST}
 
 
 @pytest.mark.parametrize(("name", "taps"), [(name, taps) for name, points in POINTS.items() for taps in tiles.TAPS[points.window]])
 def test_the_transforms_give_the_direct_sums_and_integers_stay_integers(name: str, taps: int) -> None:
     points = POINTS[name]
     rng = np.random.default_rng(0)
-    x, g = rng.integers(-9, 10, points.window).astype(float), 16 * rng.integers(-9, 10, taps).astype(float)
-    window, weight = 2 * points.input @ x, points.weight(taps) @ g
+    x, g = rng.integers(-9, 10, points.window).astype(float), 64 * rng.integers(-9, 10, taps).astype(float)
+    window, weight = 4 * points.input @ x, points.weight(taps) @ g
     assert np.array_equal(window, np.round(window))
     assert np.array_equal(weight, np.round(weight))
     outputs = points.output(taps) @ (weight * (points.input @ x))

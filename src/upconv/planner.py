@@ -29,12 +29,13 @@ from upconv.kernels import (
     winograd_middle,
     winograd_streamed,
     winograd_wide,
+    winograd_widest,
 )
 from upconv.spec import Problem
 
 CANDIDATES: tuple[Any, ...] = (
-    direct, winograd, winograd_middle, winograd_wide, winograd_streamed, strassen, strassen_twice, overlap_add, overlap_add_rows,
-    depthwise, indirect_first,
+    direct, winograd, winograd_middle, winograd_wide, winograd_widest, winograd_streamed, strassen, strassen_twice, overlap_add,
+    overlap_add_rows, depthwise, indirect_first,
 )  # fmt: skip
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, strassen_last, depthwise_last)

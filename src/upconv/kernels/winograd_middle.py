@@ -30,7 +30,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
         return reason
     tiling = tiling_of(problem.spec, MIDDLE)
     if sum(way.transformed for way in tiling.ways) < 2:
-        return "one dimension to transform: windows of six save more"
+        return "one dimension to transform: windows of six and eight save more"
     if any(shallow for shallow, _, _ in depths(tiling)):
         return "phases that lack a tap of the outer dimension: it would round too much beside sums so short"
     return None

@@ -66,7 +66,8 @@ class Points:
 
 
 NARROW, MIDDLE, WIDE = Points((1.0, -1.0), ()), Points((-1.0, 0.5, 2.0), (9,)), Points((1.0, -1.0, 0.5, -2.0), (3, 5))
-"""Windows of four, five and six."""
+WIDEST = Points((1.0, -1.0, 0.5, -0.5, 2.0, -2.0), (9, 5))
+"""Windows of four, five, six and eight."""
 FEWEST_TAPS = 2.0
 """Taps a phase, in the mean, of two dimensions, for a wide one: with fewer (kernel 4 at stride 3 has 1.8) the direct sum is so
 short that wide windows err up to 4.3 times as much, and save little."""
@@ -98,7 +99,7 @@ def slice_channels(spec: ConvSpec, slices: int) -> tuple[int, int]:
     return spec.in_channels // spec.groups // slices, spec.out_channels // spec.groups // slices
 
 
-TAPS = {4: (3, 2), 5: (3, 2), 6: (3, 4, 2)}
+TAPS = {4: (3, 2), 5: (3, 2), 6: (3, 4, 2), 8: (4, 3, 5, 2)}
 """Taps that are transformed together, by the window's elements; of what needs as few products, the first. Measured, the others are
 0.93 (groups of two, in place of three) and 0.99 times as fast (four)."""
 
@@ -194,6 +195,11 @@ class Tiling:
     def wide(self) -> bool:
         """Whether a dimension has windows of more than four."""
         return any(way.window > NARROW.window for way in self.ways)
+
+    @property
+    def widest(self) -> bool:
+        """Whether a dimension has windows of eight."""
+        return WIDEST in (way.points for way in self.ways)
 
     @property
     def middle(self) -> bool:

@@ -12,10 +12,11 @@ from upconv.kernels.winograd_depth import classes, depth_of, live, phases_of
 from upconv.kernels.winograd_tiles import Tiling, tiling_of
 from upconv.spec import ConvSpec
 
-NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT, STREAMED_PART, SLICED_PART = 256, 128, 96, 64, 64, {2: 256, 4: 80}
+NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT = 256, 128, 96, 64
+WIDEST_PART, STREAMED_PART, SLICED_PART = 64, 64, {2: 256, 4: 80}
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
-windows (in one of two transformed dimensions: OF_TWO; in both, or where phases lack taps, so that the direct sum is shorter: SHORT)
-and for products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per
+windows (in one of two transformed dimensions: OF_TWO; in both, or where phases lack taps, so that the direct sum is shorter: SHORT;
+of eight: WIDEST) and for products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost nothing, of 128 one per
 cent, of 96 two and of 64 three. Measured. Weights that are transformed as they are read (STREAMED) are read once a point of h, as
 many at a time as the near caches hold."""
 
@@ -87,6 +88,8 @@ def _most_of(tiling: Tiling, slices: int) -> int:
         return SLICED_PART[slices]
     if not tiling.wide:
         return NARROW_PART
+    if tiling.widest:
+        return WIDEST_PART
     if sum(way.transformed for way in tiling.ways) == 1:
         return WIDE_PART
     if tiling.middle or any(any(c.short) for c in classes(tiling)):
@@ -101,7 +104,7 @@ def column_bytes(tiling: Tiling, slices: int, itemsize: int) -> int:
 
 MOST_NUMBERS = 1 << 17
 """What a tile's windows of four may be transformed to: in two dimensions 8192 channels and groups of taps. Blocks are 32 tiles and
-more, and windows of six would take up to 26 MB of them a thread."""
+more, and windows of eight would take up to 34 MB of them a thread."""
 
 
 def too_deep(spec: ConvSpec) -> str | None:
