@@ -217,12 +217,12 @@ def _phases(spec: ConvSpec) -> tuple[int, ...]:
 
 def _plane_rows(tiling: Tiling) -> NDArray[np.int64]:
     """For each group of taps and plane (as `outer` lists them) and each inner plane: its place among the depth's taps."""
-    (pd, ph, pw), (_, rh, rw) = steps(tiling.spec)[1], dilations(tiling.spec)
+    (pd, ph, pw), (_, dh, dw) = steps(tiling.spec)[1], dilations(tiling.spec)
     number = {tap: i for i, tap in enumerate(depth_taps(tiling))}
     _, gh, gw = (range(way.groups) for way in tiling.ways)
     beside = tiling.ways[2].beside
-    outer = product(range(tiling.planes), gh, range(len(gw) // beside), range(ph * rh), range(pw * rw), range(beside))
-    found = [number[(d // pd, th, beside * tw + i), (d % pd, h // rh, w // rw)] for d, th, tw, h, w, i in outer]
+    outer = product(range(tiling.planes), gh, range(len(gw) // beside), range(ph * dh), range(pw * dw), range(beside))
+    found = [number[(d // pd, th, beside * tw + i), (d % pd, h // dh, w // dw)] for d, th, tw, h, w, i in outer]
     return np.array(found, np.int64)
 
 

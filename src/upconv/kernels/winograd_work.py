@@ -13,12 +13,12 @@ from upconv.kernels.winograd_tiles import Tiling, tiling_of
 from upconv.spec import ConvSpec
 
 NARROW_PART, WIDE_PART, WIDE_PART_OF_TWO, WIDE_PART_SHORT = 256, 128, 96, 64
-WIDEST_PART, STREAMED_PART, SLICED_PART = 64, 64, {2: 256, 4: 80}
+WIDEST_PART, STREAMED_PART, SLICED_PART = (48, 64), 64, {2: 256, 4: 80}
 """Products that are added up at a time; the parts are added up afterwards. Short sums round less, which is what pays for wide
 windows (in one of two transformed dimensions: OF_TWO; in both, or where phases lack taps, so that the direct sum is shorter: SHORT;
-of eight: WIDEST) and for products of halves or quarters: all stay under four times the direct sum's error. Parts of 256 cost
-nothing, of 128 one per cent, of 96 two and of 64 three. Measured. Weights that are transformed as they are read (STREAMED) are read
-once a point of h, as many at a time as the near caches hold."""
+of eight, of two taps and of more: WIDEST) and for products of halves or quarters: all stay under four times the direct sum's error.
+Parts of 256 cost nothing, of 128 one per cent, of 96 two and of 64 three. Measured. Weights that are transformed as they are read
+(STREAMED) are read once a point of h, as many at a time as the near caches hold."""
 
 
 TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), {2: 20.0, 4: 160.0}
@@ -89,7 +89,7 @@ def _most_of(tiling: Tiling, slices: int) -> int:
     if not tiling.wide:
         return NARROW_PART
     if tiling.widest:
-        return WIDEST_PART
+        return WIDEST_PART[all(way.taps > 2 for way in tiling.ways if way.transformed)]
     if sum(way.transformed for way in tiling.ways) == 1:
         return WIDE_PART
     if tiling.middle or any(any(c.short) for c in classes(tiling)):
