@@ -36,19 +36,36 @@ class Slots:
         return f.load_pointer(job.of("i64")[self.index[name]], element)
 
 
-def emit_entry(name: str, slots: Slots, task: Callable[[Function, Value, Value, Value], None]) -> Function:
-    """`entry(job)`: draws tasks; `task(f, job, number, workspace)` writes the code of one."""
+Task = Callable[[Function, Value, Value, Value], None]
+
+
+def emit_entry(name: str, slots: Slots, task: Task, prepare: Task | None = None) -> Function:
+    """`entry(job)`: draws tasks; `task(f, job, number, workspace)` writes the code of one.
+
+    `prepare` writes what comes before the tasks that are shares of one block (see `place_of`): what they have in common is left in
+    the workspace by the first that a thread draws, and found there by those that it draws after it.
+    """
     f = Function(name, [("job", "ptr")])
     job = f.arguments[0].of("i64")
     ticket = f.emit(f"atomicrmw add ptr {job[TICKET].text}, i64 1 monotonic, align 8", "i64")
     workspace = slots.pointer(f, job, "workspace", "i8")[ticket * slots.read(f, job, "workspace_bytes")]
     count = slots.read(f, job, "tasks")
     draw, work, done = f.label("draw"), f.label("task"), f.label("done")
+    ready = f.emit("alloca i64, align 8", "ptr") if prepare else None
+    if ready:
+        f.store(f.value(-1), ready)
     f.do(f"br label %{draw}")
     f.start(draw)
     number = f.emit(f"atomicrmw add ptr {job[NEXT].text}, i64 1 monotonic, align 8", "i64")
     f.do(f"br i1 {(number < count).text}, label %{work}, label %{done}")
     f.start(work)
+    if prepare and ready:
+        s = {slot: slots.read(f, job, slot) for slot in ("block_count", "splits")}
+        block, _, group = place_of(number, s)
+        own = group * s["block_count"] + block
+        with f.otherwise(own.equals(f.load("i64", ready)), name="block"):
+            prepare(f, job, number, workspace)
+            f.store(own, ready)
     task(f, job, number, workspace)
     f.do(f"br label %{draw}")
     f.start(done)
@@ -59,6 +76,15 @@ def place_of(number: Value, s: dict[str, Value]) -> tuple[Value, Value, Value]:
     """A task's block, its share of the chunks and its group of channels, by its number and the slots' values."""
     block, rest = number % s["block_count"], number // s["block_count"]
     return block, rest % s["splits"], rest // s["splits"]
+
+
+def prepared(parts: int, splits: int, threads: int) -> int:
+    """How often a part is prepared whose chunks are shared: by every thread if it is the only one, else likely by every share.
+
+    >>> prepared(1, 8, 2), prepared(1, 1, 2), prepared(3, 4, 2)
+    (2, 1, 4)
+    """
+    return min(splits, threads) if parts == 1 else splits
 
 
 def shares(chunks: int, parts: int, threads: int, most: int) -> int:

@@ -289,7 +289,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     rows = vectors * spec.out_channels
     fold = rows * taps * 2.0 + rows * prod(spec.stride) * 5.0 + vectors * taps * how.chunks * spec.groups * LISTED
     stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, w.positions <= 2 * tile.lanes)
-    moved = float(prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
+    often = jobs.prepared(how.block_count * spec.groups, how.splits, threads)
+    moved = float(prod(problem.input_shape) * often + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache
         streamed += how.block_count * how.chunks * spec.groups * how.x_bytes

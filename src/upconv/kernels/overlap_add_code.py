@@ -110,27 +110,25 @@ def emit(code: Code) -> str:
     do_tiles = microkernel.emit_both(tile)
     do_fold = _emit_fold(tile)
 
+    def prepare(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
+        position, _, group = jobs.place_of(number, s)
+        image, images = _emit_images(f, s, position)
+        table, *_, stored = _rooms(tile, s, workspace)
+        x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
+        low, width = image * s["positions"], images * s["positions"]
+        f.call(do_pack, [job, table, x, stored, low, low + width, s["channels_in"]])
+        low, width = image * s["image_positions"], images * s["image_positions"]
+        f.call(do_place, [job, table, s["room"], low, low + width])
+
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
-        image = position * s["images_a_block"]
-        images = f.minimum(s["batch"] - image, s["images_a_block"])
-        table, at = workspace, s["table_bytes"]
-        line = workspace[at].of(tile.element)
-        at = at + s["line_bytes"]
-        scratch = workspace[at].of(tile.element)
-        patches = workspace[at + s["scratch_bytes"]].of(tile.element)
-        found = workspace[at + s["scratch_bytes"] + s["patch_bytes"]]
-        stored = workspace[at + s["scratch_bytes"] + s["patch_bytes"] + s["found_bytes"]].of(tile.element)
-        x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
+        _, images = _emit_images(f, s, position)
+        table, line, scratch, patches, found, stored = _rooms(tile, s, workspace)
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
-        low, width = image * s["positions"], images * s["positions"]
-        f.call(do_pack, [job, table, x, stored, low, low + width, s["channels_in"]])
-        out_low = image * s["image_positions"]
-        out_width = images * s["image_positions"]
-        vectors = (out_width + (tile.lanes - 1)) // tile.lanes
-        f.call(do_place, [job, table, s["room"], out_low, out_low + out_width])
+        width, vectors = images * s["positions"], (images * s["image_positions"] + (tile.lanes - 1)) // tile.lanes
         first = split * s["chunks_a_split"]
         with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
             _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, do_tiles)
@@ -141,8 +139,25 @@ def emit(code: Code) -> str:
             plane = y[number_out * s["y_channel"]]
             f.call(do_store, [job, table, s["room"], 0, vectors, scratch, line, plane, number_out, several])
 
-    entry = jobs.emit_entry("entry", SLOTS, task)
+    entry = jobs.emit_entry("entry", SLOTS, task, prepare)
     return module([*do_tiles, do_pack, do_place, *writer.functions, do_store, do_fold, entry])
+
+
+def _emit_images(f: Function, s: dict[str, Value], position: Value) -> tuple[Value, Value]:
+    """(first image of a block, its images)."""
+    image = position * s["images_a_block"]
+    return image, f.minimum(s["batch"] - image, s["images_a_block"])
+
+
+def _rooms(tile: Tile, s: dict[str, Value], workspace: Value) -> tuple[Value, ...]:
+    """The workspace's parts: table, line, scratch, patches, what is found of taps, and the stored images."""
+    rooms, at = [workspace], s["table_bytes"]
+    for name in ("line_bytes", "scratch_bytes", "patch_bytes", "found_bytes"):
+        rooms.append(workspace[at])
+        at = at + s[name]
+    rooms.append(workspace[at])
+    table, line, scratch, patches, found, stored = rooms
+    return table, *(room.of(tile.element) for room in (line, scratch, patches)), found, stored.of(tile.element)
 
 
 _TASK_SLOTS = (

@@ -13,6 +13,7 @@ from typing import Any
 
 from upconv.codegen.target import Target
 from upconv.kernels import columns, winograd
+from upconv.kernels import job as jobs
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
 from upconv.kernels.winograd_tiles import dilated, slice_channels, tiling_of
@@ -53,12 +54,13 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     """Estimated seconds, as Winograd's; more where the seven V of a block are too much for the second-level cache."""
     spilt = max(0.0, how.v_bytes / target.l2 - 2.0)
     seconds = winograd.cost(problem, how, target, threads) * (WORTH + SPILT * spilt)
-    return seconds + _gathering(problem, how) / threads / target.hertz
+    return seconds + _gathering(problem, how, threads) / threads / target.hertz
 
 
-def _gathering(problem: Problem, how: Blocking) -> float:
-    """Cycles of reading vectors whose columns are several images', for every share of a block anew."""
-    vectors = problem.spec.in_channels * how.splits * how.cut.length * how.cut.parts / how.tile.lanes
+def _gathering(problem: Problem, how: Blocking, threads: int) -> float:
+    """Cycles of reading vectors whose columns are several images', as often as blocks are."""
+    often = jobs.prepared(how.cut.count * problem.spec.groups, how.splits, threads)
+    vectors = problem.spec.in_channels * often * how.cut.length * how.cut.parts / how.tile.lanes
     lanes, (parts, length) = how.tile.lanes, winograd.image_parts(problem, how)
     several = min(1.0, (lanes - 1) / length) if parts > 1 else 0.0  # vectors that are several images'
     return vectors * (GATHERED * several + columns.gathering_cycles(problem, lanes, length))

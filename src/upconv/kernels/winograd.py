@@ -313,12 +313,13 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     vectors = _length(how) // tile.lanes
     rows = how.chunks * how.rows * spec.groups
     to, back = transform_cycles(how.tiling, how.slices, how.v_bytes, target), back_cycles(how.tiling, how.slices, target)
-    transforms = vectors * how.points * (to * how.depth * spec.groups * how.splits + back * rows)
+    often = jobs.prepared(how.cut.count * spec.groups, how.splits, threads)
+    transforms = vectors * how.points * (to * how.depth * spec.groups * often + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
     tile_rows = vectors * rows * how.slices**2 / (prod(spec.stride[-1:]) * dilations(spec)[2])
     stored = store.cycles(tile_rows * outputs, w.out_step, tile.lanes, _mixed(w.positions, how))
     stored += ALONE * tile.lanes * tile_rows * how.by_position
-    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
+    moved = (prod(problem.input_shape) * often + prod(problem.output_shape)) * problem.itemsize
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
     seconds = register_tile.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)

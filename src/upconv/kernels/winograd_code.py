@@ -123,29 +123,28 @@ def emit(code: Code) -> str:
     do_written = ahead.emit_written(tile.element, tile.lanes, SLOTS, code.slices)
     do_read = ahead.emit_read(tile.element, SLOTS, code.window)
 
-    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+    def prepare(f: Function, job: Value, number: Value, workspace: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
-        position, split, group = jobs.place_of(number, s)
-        low, width = columns.emit_cut(f, s, position)
-        wide = (width + (tile.lanes * code.slices - 1)) // (tile.lanes * code.slices)
-        vectors, wide = wide * code.slices, wide * (tile.lanes * code.interleaved)
-        table, at, parts = workspace, s["table_bytes"], []
-        for name in ("found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes"):
-            parts.append(workspace[at].of(tile.element))
-            at = at + s[name]
-        (found, line, lines, sliced, m), v = parts, workspace[at].of(tile.element)
-        to_write = workspace[at + s["v_bytes"]]
-        to_read = to_write[s["written_bytes"]]
+        position, _, group = jobs.place_of(number, s)
+        low, width, vectors, _ = _emit_sizes(f, code, s, position)
+        table, found, line, _, sliced, _, v, *_ = _rooms(code, s, workspace)
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
-        y = SLOTS.pointer(f, job, "y", tile.element)
-        weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
         for by_position, do in enumerate(do_place):
             with f.when(s["by_position"].equals(by_position), name="place"):
                 f.call(do, [job, table, s["room"], low, low + width])
-        _, at_h, at_w = columns.emit_position(s, position // s["pieces"])
-        last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         f.call(do_find, [job, table, s["room"], found, vectors])
         f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, sliced])
+
+    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
+        position, split, group = jobs.place_of(number, s)
+        _, width, vectors, wide = _emit_sizes(f, code, s, position)
+        table, _, line, lines, sliced, m, v, to_write, to_read = _rooms(code, s, workspace)
+        x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
+        y = SLOTS.pointer(f, job, "y", tile.element)
+        weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
+        _, at_h, at_w = columns.emit_position(s, position // s["pieces"])
+        last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         ahead.emit_nothing(f, to_write)
         ahead.emit_nothing(f, to_read)
         first = split * s["chunks_a_split"]
@@ -177,10 +176,27 @@ def emit(code: Code) -> str:
             plane = y[number_out * s["y_channel"]]
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
 
-    entry = jobs.emit_entry("entry", SLOTS, task)
+    entry = jobs.emit_entry("entry", SLOTS, task, prepare)
     return module(
         [*streamed.values(), *do_tiles, *do_place, do_find, do_input, do_written, do_read, *writer.functions, do_output, entry]
     )
+
+
+def _emit_sizes(f: Function, code: Code, s: dict[str, Value], position: Value) -> tuple[Value, Value, Value, Value]:
+    """(first tile of a block, its tiles, their vectors, columns of the GEMMs)."""
+    low, width = columns.emit_cut(f, s, position)
+    each = (width + (code.tile.lanes * code.slices - 1)) // (code.tile.lanes * code.slices)
+    return low, width, each * code.slices, each * (code.tile.lanes * code.interleaved)
+
+
+def _rooms(code: Code, s: dict[str, Value], workspace: Value) -> tuple[Value, ...]:
+    """The workspace's parts: table, found, line, lines, slices, M, V, and the lists of lines to write and to read."""
+    rooms, at = [workspace], s["table_bytes"]
+    for name in ("found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes", "v_bytes", "written_bytes"):
+        rooms.append(workspace[at].of(code.tile.element))
+        at = at + s[name]
+    *rooms, to_write = rooms
+    return (*rooms, to_write.of("i8"), workspace[at])
 
 
 def _emit_streamed(
