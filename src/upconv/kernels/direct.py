@@ -131,6 +131,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "channels_filled": parts * how.channels_a_pack,
         "group_count": len(groups), "room": how.room,
         "groups": spec.groups, "groups_a_task": how.groups_a_task, "splits": how.splits,
+        "abreast": how.cut.count,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks_a_round": how.chunks_a_round,
         "columns_a_store": how.columns_a_store, "zero_row": zero_row, "fused": int(_fused(problem, how)),
         "y_rows_a_chunk": sum(how.tile_blocks) * how.tile.rows // w.out_step,

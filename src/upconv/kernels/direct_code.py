@@ -18,8 +18,8 @@ SLOTS = jobs.Slots(
             (
                 *columns.SLOTS, *panel.SLOTS, *pack.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "phase_groups",
                 "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "room",
-                "groups", "groups_a_task", "splits", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
-                "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
+                "groups", "groups_a_task", "splits", "abreast", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks",
+                "chunk", "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
                 "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows", "y_rows_a_chunk", "x_pitch", "x_shift", "in_place",
                 "volume",
             )
@@ -198,7 +198,7 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
 
 _TASK_SLOTS = (
     "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch", "y_channel",
-    "group_count", *columns.CUT, "room", "groups", "groups_a_task", "splits",
+    "group_count", *columns.CUT, "room", "groups", "groups_a_task", "splits", "abreast",
     "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group",
     "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk", "x_pitch",
     "x_shift", "x_image", "in_place", "volume",

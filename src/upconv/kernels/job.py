@@ -60,7 +60,7 @@ def emit_entry(name: str, slots: Slots, task: Task, prepare: Task | None = None)
     f.do(f"br i1 {(number < count).text}, label %{work}, label %{done}")
     f.start(work)
     if prepare and ready:
-        s = {slot: slots.read(f, job, slot) for slot in ("block_count", "splits")}
+        s = {slot: slots.read(f, job, slot) for slot in PLACE}
         block, _, group = place_of(number, s)
         own = group * s["block_count"] + block
         with f.otherwise(own.equals(f.load("i64", ready)), name="block"):
@@ -72,19 +72,33 @@ def emit_entry(name: str, slots: Slots, task: Task, prepare: Task | None = None)
     return f
 
 
+PLACE = ("block_count", "splits", "abreast")
+"""The slots that say where a task's number belongs."""
+
+
 def place_of(number: Value, s: dict[str, Value]) -> tuple[Value, Value, Value]:
-    """A task's block, its share of the chunks and its group of channels, by its number and the slots' values."""
-    block, rest = number % s["block_count"], number // s["block_count"]
-    return block, rest % s["splits"], rest // s["splits"]
+    """A task's block, its share of the chunks and its group of channels, by its number and the slots' values.
 
-
-def prepared(parts: int, splits: int, threads: int) -> int:
-    """How often a part is prepared whose chunks are shared: by every thread if it is the only one, else likely by every share.
-
-    >>> prepared(1, 8, 2), prepared(1, 1, 2), prepared(3, 4, 2)
-    (2, 1, 4)
+    So many blocks are taken `abreast`, share by share, before the next ones: as many threads stay with a block each.
     """
-    return min(splits, threads) if parts == 1 else splits
+    of_group = s["block_count"] * s["splits"]
+    group, rest = number // of_group, number % of_group
+    first = rest // (s["abreast"] * s["splits"]) * s["abreast"]
+    rest, abreast = rest - first * s["splits"], number.function.minimum(s["abreast"], s["block_count"] - first)
+    return first + rest % abreast, rest // abreast, group
+
+
+def prepared(blocks: int, splits: int, threads: int) -> float:
+    """How often a block is prepared, in the mean, whose chunks are shared, of blocks that are taken abreast by so many threads.
+
+    Of the last blocks, which are fewer, a thread stays with one if as many threads have each of them.
+
+    >>> prepared(1, 8, 2), prepared(1, 1, 2), prepared(4, 3, 2), prepared(3, 4, 2), prepared(3, 4, 4)
+    (2.0, 1.0, 1.0, 1.3333333333333333, 4.0)
+    """
+    last = blocks % threads
+    often = threads // last if last and threads % last == 0 else splits
+    return (blocks - last + last * min(splits, often)) / blocks
 
 
 def shares(chunks: int, parts: int, threads: int, most: int) -> int:

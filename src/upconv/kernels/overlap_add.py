@@ -49,6 +49,7 @@ class Blocking:
     images: int
     block_count: int
     splits: int
+    abreast: int
     x_pitch: int
     patch_pitch: int
     scratch_pitch: int
@@ -172,7 +173,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     tile = register_tile.reading(tile, chunks * tile_blocks * tile.rows * c * item, target)
     return Blocking(
         tile=tile, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, images=images, block_count=block_count,
-        splits=splits, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch, room=room,
+        splits=splits, abreast=threads, x_pitch=x_pitch, patch_pitch=patch_pitch, scratch_pitch=scratch_pitch, room=room,
         table_bytes=max(columns.table_bytes(room, tile.lanes), pack.table_bytes(width, band(problem))),
         line_bytes=round_up(tile.lanes * spec.stride[-1] * item, 64),
         scratch_bytes=round_up((phases * chunk * scratch_pitch + tile.lanes) * item, 64),
@@ -221,6 +222,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "batch": problem.batch, "planes_d": 1, "planes_h": 1, "planes_w": 1, "lead": 0, "plane_pitch": how.x_pitch,
         "channel_pitch": how.x_pitch, "y_channel": image_out, "scratch_pitch": how.scratch_pitch,
         "phase_count": len(fold), "images_a_block": how.images, "block_count": how.block_count, "splits": how.splits,
+        "abreast": how.abreast,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
         "tile_blocks": how.tile_blocks, "channels_in": c, "channels_out": m,
         "weight_group": how.chunks * how.tile_blocks * how.tile.rows * c, "x_group": c * image_in, "tap_count": taps,
@@ -289,7 +291,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     rows = vectors * spec.out_channels
     fold = rows * taps * 2.0 + rows * prod(spec.stride) * 5.0 + vectors * taps * how.chunks * spec.groups * LISTED
     stored = store.cycles(rows * d.out_step * h.out_step, w.out_step, tile.lanes, w.positions <= 2 * tile.lanes)
-    often = jobs.prepared(how.block_count * spec.groups, how.splits, threads)
+    often = jobs.prepared(how.block_count, how.splits, threads)
     moved = float(prod(problem.input_shape) * often + prod(problem.output_shape)) * problem.itemsize
     streamed = how.block_count * prod(spec.weight_shape) * problem.itemsize
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache

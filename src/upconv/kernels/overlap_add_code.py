@@ -16,7 +16,7 @@ SLOTS = jobs.Slots(
         dict.fromkeys(
             (
                 *pack.SLOTS, *columns.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "taps", "fold_phases", "fold_taps",
-                "phase_count", "images_a_block", "block_count", "room", "splits", "chunks_a_split", "chunks", "chunk",
+                "phase_count", "images_a_block", "block_count", "room", "splits", "abreast", "chunks_a_split", "chunks", "chunk",
                 "tile_blocks", "channels_in", "channels_out", "weight_group", "x_group", "tap_count", "positions",
                 "image_positions", "x_pitch", "patch_pitch", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
                 "found_bytes",
@@ -161,9 +161,9 @@ def _rooms(tile: Tile, s: dict[str, Value], workspace: Value) -> tuple[Value, ..
 
 
 _TASK_SLOTS = (
-    "block_count", "splits", "images_a_block", "batch", "room", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
-    "found_bytes", "x_group", "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split", "chunks", "chunk",
-    "channels_out", "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
+    "block_count", "splits", "abreast", "images_a_block", "batch", "room", "table_bytes", "line_bytes", "scratch_bytes",
+    "patch_bytes", "found_bytes", "x_group", "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split",
+    "chunks", "chunk", "channels_out", "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
 )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 
 def _gathering(problem: Problem, how: Blocking, threads: int) -> float:
     """Cycles of reading vectors whose columns are several images', as often as blocks are."""
-    often = jobs.prepared(how.cut.count * problem.spec.groups, how.splits, threads)
+    often = jobs.prepared(how.cut.count, how.splits, threads)
     vectors = problem.spec.in_channels * often * how.cut.length * how.cut.parts / how.tile.lanes
     lanes, (parts, length) = how.tile.lanes, winograd.image_parts(problem, how)
     several = min(1.0, (lanes - 1) / length) if parts > 1 else 0.0  # vectors that are several images'

@@ -137,7 +137,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     slots = {
         **columns.slots(lines(problem, how.ways), spec.in_channels, spec.out_channels),
         "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
-        "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits,
+        "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits, "abreast": how.abreast,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
         "channels_out": m, "channels_in": c,
         "depth": how.depth, "sum_depth": how.sum_depth, "depth_part": how.depth_part,
@@ -313,7 +313,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     vectors = _length(how) // tile.lanes
     rows = how.chunks * how.rows * spec.groups
     to, back = transform_cycles(how.tiling, how.slices, how.v_bytes, target), back_cycles(how.tiling, how.slices, target)
-    often = jobs.prepared(how.cut.count * spec.groups, how.splits, threads)
+    often = jobs.prepared(how.cut.count, how.splits, threads)
     transforms = vectors * how.points * (to * how.depth * spec.groups * often + back * rows)
     outputs = prod(way.outputs for way in how.ways[:2])
     tile_rows = vectors * rows * how.slices**2 / (prod(spec.stride[-1:]) * dilations(spec)[2])

@@ -63,6 +63,7 @@ class Blocking:
     tile_blocks: tuple[int, ...]
     cut: columns.Cut
     splits: int
+    abreast: int
     depth: int
     sum_depth: int
     depth_part: int
@@ -164,7 +165,7 @@ def blocking(problem: Problem, target: Target, threads: int, slices: int = 1, la
     if cuts[0].count * spec.groups < 2 * threads and chunk >= m > 1:
         chunk = _choose_chunk(tiling, tile, slices, ceil(m / threads))
     cut, splits = winograd_cuts.best(problem, tiling, tile, slices, chunk, cuts, target, threads)
-    return sized(problem, tiling, tile, slices, chunk, cut, splits, target)
+    return sized(problem, tiling, tile, slices, chunk, cut, splits, target, threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, slices: int, alike: int) 
 
 def sized(
     problem: Problem, tiling: Tiling, tile: Tile, slices: int, chunk: int, cut: columns.Cut, splits: int, target: Target,
-    streamed: int = 0,
+    threads: int, streamed: int = 0,
 ) -> Blocking:  # fmt: skip
     """The blocking of a chosen tile, output channels a chunk, blocks of tiles and shares of a block's chunks."""
     spec, item, ways = problem.spec, problem.itemsize, tiling.ways
@@ -250,7 +251,7 @@ def sized(
     written, read = _asked(problem, tiling, code, cut, room, splits, target) if near else (0, 0)
     return Blocking(
         tile=tile, slices=slices, tiling=tiling, chunk=chunk, chunks=chunks, tile_blocks=tile_blocks, cut=cut,
-        splits=splits, depth=depth, sum_depth=sum_depth, depth_part=part_of(tiling, slices, streamed > 0),
+        splits=splits, abreast=threads, depth=depth, sum_depth=sum_depth, depth_part=part_of(tiling, slices, streamed > 0),
         v_point=v_point, m_pitch=m_pitch, m_point=m_point,
         table_bytes=columns.table_bytes(room, tile.lanes),
         found_bytes=round_up(code.found_bytes(tiling.depth // c // prod(in_steps[1:]) // code.side_by_side, room), 64),

@@ -236,8 +236,8 @@ def _emit_points(
 
 
 _TASK_SLOTS = (
-    *columns.CUT, "room", "splits", "chunks_a_split", "chunks", "chunk", "channels_out", "group_out", "depth", "sum_depth",
-    "depth_part", "weight_group", "weight_chunk", "weight_point", "x_group", "v_point", "m_pitch", "m_point", "y_channel",
-    "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes", "by_position", "last_h", "last_w",
-    "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips", "depths", "x_channel", "channels_in",
-)  # fmt: skip
+    *columns.CUT, "room", "splits", "abreast", "chunks_a_split", "chunks", "chunk", "channels_out", "group_out", "depth",
+    "sum_depth", "depth_part", "weight_group", "weight_chunk", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
+    "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes", "by_position", "last_h",
+    "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips", "depths", "x_channel",
+    "channels_in", )  # fmt: skip

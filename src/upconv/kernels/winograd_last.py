@@ -230,7 +230,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "channels": c, "channels_out": m, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
         "x_group": spec.in_channels // spec.groups, "y_group": spec.out_channels // spec.groups,
         "image": image, "part": part, "columns": problem.batch * part, "block": how.block, "block_count": how.count,
-        "splits": how.splits, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
+        "splits": how.splits, "abreast": how.count, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
         "depth_taps": len(depth_taps(tiling)), "depth_part": how.depth_part, "room": how.room,
         "v_pitch": how.v_pitch, "m_pitch": how.m_pitch, "weight_chunk": how.points * chunk, "weight_point": chunk,
         "weight_group": how.points * how.chunks * chunk, "table_bytes": how.table_bytes, "v_bytes": how.v_bytes,

@@ -27,9 +27,9 @@ tile, cropped, and from one of a tile's outputs to the next."""
 SLOTS = jobs.Slots(
     (
         "x", "weight", "bias", "y", "zeros", "reads", "chunks", "live", "channels", "channels_out", "x_channels", "y_channels",
-        "x_group", "y_group", "image", "part", "columns", "block", "block_count", "splits", "chunks_a_split", "chunk_count",
-        "depth_taps", "depth_part", "room", "v_pitch", "m_pitch", "weight_chunk", "weight_point", "weight_group", "table_bytes",
-        "v_bytes", "m_bytes",
+        "x_group", "y_group", "image", "part", "columns", "block", "block_count", "splits", "abreast", "chunks_a_split",
+        "chunk_count", "depth_taps", "depth_part", "room", "v_pitch", "m_pitch", "weight_chunk", "weight_point", "weight_group",
+        "table_bytes", "v_bytes", "m_bytes",
         *(f"{name}_{d}" for name in _SIZES for d in "dhw"),
     )
 )  # fmt: skip

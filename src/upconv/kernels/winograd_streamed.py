@@ -76,7 +76,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     splits = jobs.shares(ceil(m / chunk), spec.groups, threads, 1)
     passes = [n for n in (4, 5) if n <= _together(tiling, target, 1)] or [2]
     each = min(passes, key=lambda n: ceil(tiles / n) * n)
-    return sized(problem, tiling, tile, 1, chunk, columns.cut(tiles, lanes, 1), splits, target, each)
+    return sized(problem, tiling, tile, 1, chunk, columns.cut(tiles, lanes, 1), splits, target, threads, each)
 
 
 def _together(tiling: Tiling, target: Target, vectors: int) -> int:

@@ -24,11 +24,11 @@ SLOTS = jobs.Slots(
         dict.fromkeys(
             (
                 *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
-                "plane_rows", "room", "splits", "chunks_a_split", "chunks", "chunk", "channels_out", "channels_in", "depth",
-                "sum_depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_chunk", "weight_point", "x_group",
-                "x_slice", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes", "m_bytes",
-                "line_bytes", "lines_bytes", "slices_bytes", "v_bytes", "by_position", "last_h", "last_w", *listing.OF_SLICES,
-                "asks_written", "asks_read", "written_bytes", "strips", "depths",
+                "plane_rows", "room", "splits", "abreast", "chunks_a_split", "chunks", "chunk", "channels_out", "channels_in",
+                "depth", "sum_depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_chunk", "weight_point",
+                "x_group", "x_slice", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes",
+                "m_bytes", "line_bytes", "lines_bytes", "slices_bytes", "v_bytes", "by_position", "last_h", "last_w",
+                *listing.OF_SLICES, "asks_written", "asks_read", "written_bytes", "strips", "depths",
             )
         )
     )
