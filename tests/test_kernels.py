@@ -59,6 +59,13 @@ def check_for(target: Target, module: Any, problem: Problem, threads: int = 1, b
         np.testing.assert_allclose(got, operands.expected, rtol=bound, atol=bound * size * (1 if runs.exact(module) else 50))
 
 
+def check_exactly(module: Any, problem: Problem, level: str) -> None:
+    """Integers come out exactly, of transforms as well: their fractions are halves, and their odd divisors divide exactly."""
+    operands = runs.operands(problem)
+    got = runs.run_kernel(module, problem, operands, runs.target_of(level), min(2, runs.threads_allowed()))
+    np.testing.assert_array_equal(got, operands.expected)
+
+
 @KERNELS
 def test_a_kernel_offers_all_that_plans_and_calls_ask_of_it(module: Any) -> None:
     assert [name for name in PROTOCOL if not hasattr(module, name)] == []
@@ -150,9 +157,7 @@ def test_many_taps_a_phase(module: Any, layer: dict[str, Any], transposed: bool,
     problem = runs.make(**{"in_channels": 12, "out_channels": 10, "transposed": transposed, **layer})
     if not takes(module, problem, level):
         pytest.skip(module.rejects(problem, runs.target_of(level)))
-    operands = runs.operands(problem)
-    got = runs.run_kernel(module, problem, operands, runs.target_of(level), min(2, runs.threads_allowed()))
-    np.testing.assert_array_equal(got, operands.expected)  # halves are exact: so is Winograd
+    check_exactly(module, problem, level)
 
 
 DILATED: list[dict[str, Any]] = [
@@ -183,9 +188,7 @@ def test_layers_that_a_dilation_interleaves(module: Any, layer: dict[str, Any], 
         pytest.skip(module.rejects(problem, runs.target_of(level)))
     for each in (problem, replace(problem, dtype="float64")):
         if takes(module, each, level):
-            operands = runs.operands(each)
-            got = runs.run_kernel(module, each, operands, runs.target_of(level), min(2, runs.threads_allowed()))
-            np.testing.assert_array_equal(got, operands.expected)
+            check_exactly(module, each, level)
 
 
 def test_dilations_that_winograd_leaves_out() -> None:

@@ -73,10 +73,10 @@ FEWEST_TAPS = 2.0
 short that wide windows err up to 4.3 times as much, and save little."""
 
 
-def too_short(spec: ConvSpec) -> str | None:
-    """Why wide windows would round too much, or None."""
+def too_short(spec: ConvSpec, dimensions: int = 2) -> str | None:
+    """Why wide windows would round too much for a layer of so many dimensions to transform, or None."""
     inner = [k / s for k, s in zip(spec.kernel_size[-2:], spec.stride[-2:], strict=True) if k > s]
-    if len(inner) == 2 and prod(inner) < FEWEST_TAPS:
+    if len(inner) == dimensions and prod(inner) < FEWEST_TAPS:
         return f"{prod(inner):.2g} taps a phase in the mean: it would round too much for what it saves"
     return None
 
@@ -90,7 +90,7 @@ def nothing_to_save(spec: ConvSpec) -> str | None:
 
 def dilated(spec: ConvSpec) -> str | None:
     """Why a kernel that does not take apart the layers that a dilation interleaves cannot run them, or None."""
-    dilation = max(l if k > 1 else 1 for k, l in zip(spec.kernel_size, spec.dilation, strict=True))
+    dilation = max(_between_taps(spec))
     return f"dilation {dilation}" if dilation > 1 else None
 
 
@@ -317,13 +317,18 @@ def dilations(spec: ConvSpec) -> tuple[int, int, int]:
 
     The outermost of three is read tap by tap, as far apart as its dilation has them.
     """
-    *_, h, w = (1, *(l if k > 1 else 1 for k, l in zip(spec.kernel_size, spec.dilation, strict=True)))
+    *_, h, w = (1, *_between_taps(spec))
     return 1, h, w
 
 
 def between_planes(spec: ConvSpec) -> int:
     """Elements of x from one plane that a tile reads along the outermost of three dimensions to the next."""
-    return spec.dilation[0] if spec.rank == 3 and spec.kernel_size[0] > 1 else 1
+    return _between_taps(spec)[0] if spec.rank == 3 else 1
+
+
+def _between_taps(spec: ConvSpec) -> tuple[int, ...]:
+    """The dilation of each dimension of the layer that has more than one tap, else 1."""
+    return tuple(l if k > 1 else 1 for k, l in zip(spec.kernel_size, spec.dilation, strict=True))
 
 
 def steps(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -16,7 +16,7 @@ from upconv.codegen.target import Target
 from upconv.kernels import winograd
 from upconv.kernels.winograd_blocks import Blocking
 from upconv.kernels.winograd_blocks import blocking as blocks
-from upconv.kernels.winograd_tiles import FEWEST_TAPS, WIDEST, tiling_of
+from upconv.kernels.winograd_tiles import WIDEST, tiling_of, too_short
 from upconv.spec import ConvSpec, Problem
 
 NAME = "winograd_widest"
@@ -33,17 +33,14 @@ def rejects(problem: Problem, target: Target) -> str | None:
 def _too_short(spec: ConvSpec) -> str | None:
     """Why the direct sum is too short for these windows' rounding, or None."""
     tiling = tiling_of(spec, WIDEST)
-    transformed = [d for d, way in enumerate(tiling.ways) if way.transformed]
+    transformed = [way for way in tiling.ways if way.transformed]
     if len(transformed) > 1:
         return "two dimensions to transform: it would round too much"
-    dimension = transformed[0] - 3 + spec.rank
-    mean = spec.kernel_size[dimension] / spec.stride[dimension]
-    if mean < FEWEST_TAPS:
-        return f"{mean:.2g} taps a phase in the mean: it would round too much for what it saves"
-    taps = tiling.ways[transformed[0]].taps
-    if tiling.sum_depth < LEAST[taps]:
+    taps = transformed[0].taps
+    reason = too_short(spec, 1)
+    if not reason and tiling.sum_depth < LEAST[taps]:
         return f"sums of {tiling.sum_depth} products of {taps} taps: it would round too much beside sums so short"
-    return None
+    return reason
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
