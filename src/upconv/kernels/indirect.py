@@ -276,20 +276,22 @@ def few_seconds(problem: Problem, how: Blocking, target: Target, share: float, o
         passes = len(s.phases) * spec.groups * ceil(columns_of(problem, s) / tile.turned)
         gemm += passes * (len(s.reads) * (c + 2) + END) * step
     weights = read_bytes(problem)
-    waited = weights / AGAIN * target.hertz if tile.asks else 0.0
-    return register_tile.seconds(target, share, gemm * SLOWER[target.many_registers], other + waited, 0.0, weights / FASTER)
+    waited = weights / AGAIN[target.kind] * target.hertz if tile.asks else 0.0
+    return register_tile.seconds(target, share, gemm * SLOWER[target.kind], other + waited, 0.0, weights / FASTER[target.kind])
 
 
 END = 6
 """Steps that a tile takes to begin and to end."""
 LISTED = 4.0
 """Cycles of a place in a table."""
-FASTER = 3.0
+FASTER = (3.0, 3.0, 1.5)
 """How many times as fast weights come, where few columns meet them, as those of other tiles."""
-SLOWER, AGAIN = (1.0, 1.1), 40e9
+SLOWER, AGAIN = (1.0, 1.1, 1.2), (40e9, 40e9, 20e9)
 """What sums of few columns cost more than those of other kernels, with 16 registers and with 32; and, where tiles of columns follow
 one another and weights are far, bytes of them a second and thread that the first one waits for. Fitted to 114 layers with channels
-first and 32 registers (what is chosen takes 1.007 of the fastest kernel's time), and to 110 with 16 (1.004)."""
+first and 32 registers (what is chosen takes 1.007 of the fastest kernel's time), and to 110 with 16 (1.004). With the third of
+`Target.kind` and STREAMED's, where weights come slowly and scattered outputs cost more, it takes 1.030 over 228 layers, 54 of them
+of up to 64 positions, and 1.070 with the second."""
 
 
 def describe(problem: Problem, how: Blocking) -> str:

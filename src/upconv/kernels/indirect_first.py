@@ -23,7 +23,7 @@ from upconv.spec import Problem
 NAME = "indirect_first"
 MOST, ROOM = 64, 0.25
 """Positions of a phase, and the part of the second-level cache that x takes, at most."""
-COPIED, SCATTERED = 1.0, 2.0
+COPIED, SCATTERED = 1.0, (2.0, 2.0, 6.0)
 """Cycles of an element of x that a task copies to channels-last, and of one of y that is scattered over its channels."""
 
 
@@ -70,7 +70,7 @@ def tasks(problem: Problem, how: Blocking) -> int:
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the steps and the ends of tiles, the tables, x copied by every task, y scattered, and the weights."""
     count, chunks = tasks(problem, how), ceil(problem.spec.out_channels // problem.spec.groups / how.tile.rows)
-    other = COPIED * prod(problem.input_shape) * count + SCATTERED * prod(problem.output_shape)
+    other = COPIED * prod(problem.input_shape) * count + SCATTERED[target.kind] * prod(problem.output_shape)
     other += sum(columns_of(problem, s) * (len(s.reads) + 1) for s in phase_sets(problem)) * LISTED * count
     share = jobs.busiest_share(jobs.tasks_of([(1, 1.0)], chunks, how.shares, 0.0), threads)
     return indirect.few_seconds(problem, how, target, share, other)

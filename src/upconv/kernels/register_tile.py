@@ -169,8 +169,9 @@ def ends_cycles(tile: Tile, count: int) -> float:
     return wide * (tile.vectors * tile.rows + END) + narrow * (tile.rows + END)
 
 
-MOVED, STREAMED = 10e9, 10e9
-"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on. Measured."""
+MOVED, STREAMED = 10e9, (10e9, 10e9, 13e9)
+"""Bytes a second and thread: packed or stored between sums, and weights read in a row while the sums go on, by `Target.kind`.
+Measured. They are compared with cycles of the nominal clock only: where the clock is slower, they stand for fewer."""
 
 
 def seconds(target: Target, share: float, gemm: float, other: float, moved: float, streamed: float) -> float:
@@ -178,7 +179,7 @@ def seconds(target: Target, share: float, gemm: float, other: float, moved: floa
 
     Weights stream past the tiles at no price of their own until there are too few columns for each.
     """
-    work = max(gemm / target.hertz, streamed / STREAMED) + other / target.hertz + moved / MOVED
+    work = max(gemm / target.hertz, streamed / STREAMED[target.kind]) + other / target.hertz + moved / MOVED
     return work * share + 5e-6
 
 

@@ -27,10 +27,10 @@ from upconv.spec import ConvSpec, Problem
 NAME = "winograd_streamed"
 M_BYTES = 128 << 10
 """Of sums, of a chunk of output channels."""
-READ, COMBINED, INPUT, BACK = 1.08, 1.5, 1.27, 0.245
+READ, COMBINED, INPUT, BACK = (1.08, 1.08, 1.8), 1.5, (1.27, 1.27, 2.0), 0.245
 """Cycles, as estimates count them: of a product, in multiply-adds; of an operation on weights, likewise; of a point of a channel,
 from x to V, and of sums, from M to outputs, for each of a vector's tiles. Fitted to 100 times of 52 layers, which they meet within
-6 %, and a fifteenth more, which suits the choice."""
+6 %, and a fifteenth more, which suits the choice; the third of `Target.kind` fitted to 52 more, within 20 %."""
 FASTER = 1.2
 """How many times as fast weights come as where they are not asked for so far ahead. Measured."""
 
@@ -95,14 +95,14 @@ def _columns(how: Blocking) -> tuple[int, int]:
 def _products(problem: Problem, how: Blocking, target: Target) -> float:
     """Cycles of the products, and of the weights' transforms, of all output channels."""
     (h, w), (passes, each) = how.ways[1:], _columns(how)
-    operations = 0.0  # a pass, of a chunk's strips
+    read, operations = READ[target.kind], 0.0  # a pass, of a chunk's strips
     for c, strips in zip(classes(how.tiling), how.tile_blocks, strict=False):  # a convolution's are of planes: it has one
         (taps_h, points_h), (taps_w, points_w) = (
             (way.taps - short, way.window - short) for way, short in zip((h, w), c.short, strict=True)
         )
         combined = (points_h - 2) * (taps_h - 1) * taps_w + points_h * (points_w - 2) * (taps_w - 1)
         depth = depth_of(how.tiling, c.part)[1]
-        operations += strips * depth * (READ * points_h * points_w * each + COMBINED * combined)
+        operations += strips * depth * (read * points_h * points_w * each + COMBINED * combined)
     vectors = how.tile.rows / target.lanes(problem.itemsize)
     return how.chunks * operations * vectors * passes * problem.spec.groups * how.tile.cycles
 
@@ -111,7 +111,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     """Estimated seconds: products and the weights' transforms, those of x and of the sums, the bytes of weights and outputs."""
     spec = problem.spec
     width = how.points * how.tile.lanes
-    transforms = INPUT * how.depth * how.splits * width + BACK * how.chunks * how.rows * width
+    transforms = INPUT[target.kind] * how.depth * how.splits * width + BACK * how.chunks * how.rows * width
     weights = prod(spec.weight_shape) * problem.itemsize
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)

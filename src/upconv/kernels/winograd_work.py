@@ -26,12 +26,12 @@ TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), {2: 20.0, 
 two, and where windows are wide; for products of halves or quarters, a vector of one slice, all slices. Measured over 60 layers, of
 k = s over 78."""
 
-MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (11.0, 10.0), 4.0, (12.0, 16.0)
-"""The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32; more
+MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (11.0, 10.0, 15.0), (4.0, 4.0, 8.0), (12.0, 16.0, 28.0)
+"""The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32 (by `Target.kind`); more
 for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more taps. Measured over
 318 layers, with 32 registers: what is chosen takes 1.012 of the fastest kernel's time, where at most for all took 1.018; over 63 of
 them with 16 to 128 channels 1.016 and 1.047, with 16 registers 1.029 and 1.042; over 173 others with these 1.007, where 14 at most
-took 1.010."""
+took 1.010. The third of `Target.kind` was fitted to 55."""
 
 ANEW, MIDDLE_ANEW, WIDE_ANEW = 5.0, 12.0, 6.5
 """The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
@@ -49,9 +49,9 @@ def transform_cycles(tiling: Tiling, slices: int, v_bytes: int, target: Target) 
     if slices > 1:
         return SLICED_TRANSFORM[slices] * _part_of_line(target)
     if tiling.middle:
-        most = MIDDLE_MOST[target.many_registers]
-        near = MIDDLE_TRANSFORM[target.many_registers] if tiling.ways[2].taps == 2 else most
-        return min(near + MIDDLE_SPILT * v_bytes / target.l2, most)
+        most = MIDDLE_MOST[target.kind]
+        near = MIDDLE_TRANSFORM[target.kind] if tiling.ways[2].taps == 2 else most
+        return min(near + MIDDLE_SPILT[target.kind] * v_bytes / target.l2, most)
     several = sum(way.transformed for way in tiling.ways) > 1
     return (WIDE_TRANSFORM if tiling.wide else TRANSFORM)[several] * _part_of_line(target)
 
