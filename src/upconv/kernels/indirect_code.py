@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upconv.codegen.ir import SIZES, Carry, Function, Value, lanes_of, module, vector
+from upconv.codegen.target import LINE
 from upconv.kernels import columns, microkernel, positions, reorder
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
@@ -33,6 +34,7 @@ class Code:
     activation: Activation | None
     first: bool = False
     streams: int = 1
+    ahead: int = 0
 
 
 def emit(code: Code) -> str:
@@ -118,7 +120,7 @@ def _emit_tile(code: Code, vectors: int, store: Function, name: str) -> Function
         f.masked_load(type_, bias[v * tile.lanes], f.lanes_between(v * tile.lanes, 0, valid, tile.lanes)) for v in range(vectors)
     ]
     full = valid.equals(vectors * tile.lanes)
-    # what the next chunk multiplies is asked for, by each register tile as large a share
+    # what the next chunk multiplies is asked for, by each register tile as large a share; or what this one soon will
     tiles, lines = (width + (many - 1)) // many, microkernel.lines_of(type_, vectors)
     apart, following = microkernel.apart_for(tiles), weight[taps * channels * tile.rows].of("i8")
     with f.loop(0, tiles, name="t") as t:
@@ -129,8 +131,10 @@ def _emit_tile(code: Code, vectors: int, store: Function, name: str) -> Function
             sources = [f.load_pointer(row[tap * many + j], element)[x_at] for j in range(many)]
             *sums, left = over_taps.values
             ask = share[tap * channels * (lines * apart)] if tile.asks else None
+            if code.ahead:
+                ask = left.of("i8")[code.ahead]
             sums, left = microkernel.rows_times_scalars(
-                f, type_, sums, left, tile.rows, vectors, sources, channels, ask, apart, code.streams
+                f, type_, sums, left, tile.rows, vectors, sources, channels, ask, LINE if code.ahead else apart, code.streams
             )
             over_taps.next = [*sums, left]
         sums = over_taps.results[:-1]

@@ -46,9 +46,9 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     m, least = spec.out_channels // spec.groups, 2 * threads if threads > 1 else 1
     tile = register_tile.few_tile(problem.dtype, target, m, columns, least)
     block, x_bytes = round_up(columns, tile.turned), round_up(prod(problem.input_shape) * problem.itemsize, 64)
-    tile, table_bytes = indirect.asking(tile, problem, target, block), indirect.table_bytes(phase_sets(problem), block)
+    (tile, ahead), table_bytes = indirect.asking(tile, problem, target, block), indirect.table_bytes(phase_sets(problem), block)
     shares = _shares(ceil(m / tile.rows), threads)
-    return Blocking(tile, block, shares, table_bytes, x_bytes, indirect.streams(problem, target))
+    return Blocking(tile, block, shares, table_bytes, x_bytes, indirect.streams(problem, target), ahead)
 
 
 def _shares(chunks: int, threads: int) -> int:
