@@ -44,6 +44,9 @@ IN_PLACE = (0.4, 0.15)
 """What blocks that are read where they stand in x save of the band's time, with 16 registers and with 32. Measured: 0.1 to 0.35
 for decoders of 2 to 20 taps with 32; with 16 what is chosen takes 1.003 of the fastest kernel's time over 108 layers, with 0.15
 1.004, and four layers of one or eight output channels in one dimension are 1.06 to 1.10 times as fast."""
+TILES = (1.0, 1.0, 1.08)
+"""What tiles take of the cycles that their steps add up to, beside products of halves, by `Target.kind`. Fitted to 81 layers of
+k = s on the third: what is chosen takes 1.024 of the fastest kernel's time, where it took 1.032."""
 PACK, LISTED, CROSSING = 600.0, 50.0, 4.0
 """Cycles to begin packing a block of the band, and to list one of its rows; and what a vector of a panel costs more where its
 columns go on in another row. Measured."""
@@ -264,7 +267,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     """Estimated seconds: the copy and the tiles, the rows stored, the bytes moved, the weights read once a block."""
     spec, tile, shape = problem.spec, how.tile, band(problem, how.cropped)
     repeats = how.chunks if how.channels_a_pack < spec.in_channels // spec.groups else how.splits
-    tiles, packed = choose_way(problem, target).cycles * spec.groups, 1.0 - _share_in_place(problem, how)
+    tiles, packed = choose_way(problem, target).cycles * spec.groups * TILES[target.kind], 1.0 - _share_in_place(problem, how)
     tiles *= 1 - IN_PLACE[target.many_registers] * (1 - packed)
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
