@@ -31,8 +31,8 @@ class Poisoned(Kept):
 def asking(monkeypatch: pytest.MonkeyPatch) -> Any:
     """However small x and y are."""
     monkeypatch.setattr(winograd_blocks, "ASKED_Y", 0)
-    monkeypatch.setattr(winograd_blocks, "ASKED_STEP", (1, 1))
-    monkeypatch.setattr(winograd_blocks, "ASKED_X", (0, 0))
+    monkeypatch.setattr(winograd_blocks, "ASKED_STEP", (1, 1, 1))
+    monkeypatch.setattr(winograd_blocks, "ASKED_X", (0, 0, 0))
     monkeypatch.setattr(winograd_blocks, "ASKED_V", 100)
     winograd_blocks.blocking.cache_clear()
     yield
@@ -165,3 +165,12 @@ def test_short_rows_of_outputs_are_asked_for_where_there_are_many_registers(monk
         for stride, expected in asked.items():
             problem = problem_of((24, 8), 2 * stride, stride, stride // 2, (64, 64), 16)
             assert bool(winograd.blocking(problem, target, 1).written) == expected
+
+
+def test_intels_servers_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    winograd_blocks.blocking.cache_clear()
+    for fmas, asked in ((1, True), (2, False)):
+        target = Target("avx512", "x86_64-unknown-linux-gnu", "", "", 64, 32, 48 << 10, 2 << 20, masks=True, fmas=fmas)
+        how = winograd.blocking(problem_of((24, 8), 4, 2, 1, (800, 800), 16), target, 1)
+        assert bool(how.written) == bool(how.read) == asked

@@ -344,6 +344,25 @@ def test_few_positions_have_tiles_of_as_many_columns(transposed: bool, dtype: st
     assert {2, 4, 6} <= columns <= set(register_tile.FEW_COLUMNS)
 
 
+@pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
+def test_weights_that_meet_one_tile_are_asked_for_ahead(transposed: bool) -> None:
+    """Of Intel's servers; more tiles ask for the next chunk's."""
+    target, found = replace(runs.target_of(LEVELS[0]), l2=16 << 10), set()
+    layer: dict[str, Any] = dict(in_channels=45, out_channels=129, kernel_size=4, stride=2, padding=1)
+    for batch, ahead in product((1, 5, 13), (0, 192)):
+        problem = runs.make(transposed, batch=batch, size=(1, 1) if transposed else (2, 2), **layer)
+        operands = runs.operands(problem)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(indirect, "AHEAD", (ahead,) * 3)
+            indirect_first.blocking.cache_clear()
+            how = indirect_first.blocking(problem, target, 1)
+            assert indirect_first.code_name(problem, how, target).endswith("_ahead_" + target.name) == (how.ahead > 0)
+            np.testing.assert_array_equal(runs.run_kernel(indirect_first, problem, operands, target, 1), operands.expected)
+            found.add((how.block > how.tile.turned, how.tile.asks, how.ahead))
+    indirect_first.blocking.cache_clear()
+    assert found == {(False, False, 0), (False, False, 192), (True, True, 0)}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 def test_many_weights_that_few_positions_meet_are_read_in_streams(transposed: bool, dtype: str) -> None:

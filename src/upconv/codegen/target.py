@@ -48,15 +48,15 @@ class Target:
 
     @property
     def kind(self) -> int:
-        """Which of the figures that were measured on three kinds of processors holds: with 16 registers (0), with 32 (1), and with
-        32 whose multiply-adds of 64 bytes start two a cycle, as Intel's servers have them (2).
+        """Which of the figures that were measured on three kinds of processors holds: with 16 registers (0), with 32 (1), and
+        Intel's servers (2).
 
-        There sums are done in half the cycles, shuffles are not, and what comes from beyond the second-level cache takes twice as
-        many.
+        Those start two multiply-adds of 64 bytes a cycle: sums are done in half the cycles, shuffles are not, and what comes from
+        beyond the second-level cache takes twice as many.
         """
         if not self.many_registers:
             return 0
-        return 2 if self.vector_bytes == 64 and self.fmas > 1 else 1
+        return 2 if self.vector_bytes == 64 and self.fmas > 1 and not self.cpu.startswith("znver") else 1
 
     def lanes(self, itemsize: int) -> int:
         return self.vector_bytes // itemsize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil, inf, prod
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import Target
@@ -29,15 +29,15 @@ AGAIN = 0.36
 """Cycles that a weight from beyond the near caches takes each time that a block meets it. Measured: 512 -> 256 k4s2 on 64 images of
 4 x 4 takes 17.7 ms in blocks of 32 columns, 15.6 ms in blocks of 64."""
 
-ASKED_V, ASKED_DEPTH, ASKED_Y, ASKED_X = 1.2, 256, 4, (36, 12)
+ASKED_V, ASKED_DEPTH, ASKED_Y, ASKED_X = 1.2, 256, 4, (36, 12, inf)
 """Where lines are asked for while the sums go on: V takes at most so many second-level caches, sums are shorter than so many
 products, and y (x) takes at least so many caches. Measured: for y 1.00 to 1.24 times as fast over 39 layers, 1.035 in the mean, for
 x 0.97 to 1.15 over 24, 1.02 in the mean; elsewhere lines are in the caches anyway, few, or gone again before their time (0.97 to
 1.0). With 16 registers 26 layers whose x takes 6 to 17 MB are 1.017 times as fast if it is not asked for, up to 1.09, larger ones
-0.96 to 0.98."""
+0.96 to 0.98. Intel's servers (the third of `Target.kind`) wait for the asking itself: without, 23 layers are 1.02 times as fast."""
 
-ASKED_STEP = (16, 1)
-"""Outputs in a row of a tile, with 16 registers and with 32, that are more than so many where lines of y are asked for. Measured
+ASKED_STEP = (16, 1, inf)
+"""Outputs in a row of a tile, by `Target.kind`, that are more than so many where lines of y are asked for. Measured
 with 16: asking for short rows takes 0.95 to 1.01 of the speed, 0.99 in the mean over 40 layers of stride 2; for 21 channels of
 stride 8 to 32 it gives 1.06 to 1.12."""
 
@@ -275,10 +275,10 @@ def _asked(
     ways, item, slices = tiling.ways, problem.itemsize, code.slices
     d, h, w = lines(problem, ways)
     written = read = 0
-    if w.out_step > ASKED_STEP[target.many_registers] and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
+    if w.out_step > ASKED_STEP[target.kind] and prod(problem.output_shape) * item >= ASKED_Y * target.l2:
         written = slices * ahead.most_written(room, d.out_step * h.out_step, w.out_step, item)
     one_block = slices == 1 and splits == 1 and cut.parts == 1 and all(way.groups == 1 for way in ways[1:])
-    if one_block and prod(problem.input_shape) * item >= ASKED_X[target.many_registers] * target.l2:
+    if one_block and prod(problem.input_shape) * item >= ASKED_X[target.kind] * target.l2:
         rows = tiling.planes * code.window[0]
         read = ahead.most_read(room, rows, w.step, code.window[1], item, w.positions)
     return written, read

@@ -27,11 +27,11 @@ two, and where windows are wide; for products of halves or quarters, a vector of
 k = s over 78."""
 
 MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (11.0, 10.0, 15.0), (4.0, 4.0, 8.0), (12.0, 16.0, 28.0)
-"""The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32 (by `Target.kind`); more
-for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more taps. Measured over
-318 layers, with 32 registers: what is chosen takes 1.012 of the fastest kernel's time, where at most for all took 1.018; over 63 of
-them with 16 to 128 channels 1.016 and 1.047, with 16 registers 1.029 and 1.042; over 173 others with these 1.007, where 14 at most
-took 1.010. The third of `Target.kind` was fitted to 55."""
+"""The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32 (by
+`Target.kind`); more for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more
+taps. Measured over 318 layers, with 32 registers: what is chosen takes 1.012 of the fastest kernel's time, where at most for all
+took 1.018; over 63 of them with 16 to 128 channels 1.016 and 1.047, with 16 registers 1.029 and 1.042; over 173 others with these
+1.007, where 14 at most took 1.010. The third were fitted to 55."""
 
 ANEW, MIDDLE_ANEW, WIDE_ANEW = 5.0, 12.0, 6.5
 """The same for a share of a block's chunks, which reads x and transforms it anew. Measured."""
