@@ -1,4 +1,5 @@
-# Two commands on a machine with Python: `make demo` runs the main job, `make test` runs every test.
+# Two commands on a machine with Python: `make demo` runs the main job, `make test` runs the tests.
+# `make test-long` runs what takes longer: AVX2 on a machine with AVX-512, for every layer of every test.
 PYTHON ?= python3
 VENV ?= .venv
 # A test mostly waits for one thread that compiles; more processes than this want gigabytes for the frameworks they import.
@@ -9,7 +10,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test test-alone test-together docs lint lint-rules lint-format lint-types lint-floors format clean
+.PHONY: demo test test-alone test-together test-long docs lint lint-rules lint-format lint-types lint-floors format clean
 
 demo: $(VENV)/base
 	$(BIN)/upconv demo
@@ -20,7 +21,10 @@ test-alone: $(VENV)/test
 	$(BIN)/python -m pytest -m alone
 
 test-together: $(VENV)/test
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses $(TEST_PROCESSES) --dist worksteal
+	$(BIN)/python -m pytest -m 'not alone and not long' --numprocesses $(TEST_PROCESSES) --dist worksteal
+
+test-long: $(VENV)/test
+	$(BIN)/python -m pytest -m long --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

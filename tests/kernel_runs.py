@@ -12,6 +12,7 @@ from math import inf
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -40,6 +41,12 @@ def levels() -> list[str]:
         if name not in found:
             found.append(name)
     return found
+
+
+def ends() -> list[Any]:
+    """The levels for tests of many layers: those between the best and the least are `long`, for other machines' best they are."""
+    best, *others = levels()
+    return [best, *(pytest.param(level, marks=pytest.mark.long) for level in others[:-1]), *others[-1:]]
 
 
 def target_of(level: str) -> targets.Target:

@@ -90,7 +90,7 @@ EDGES: list[dict[str, Any]] = [
 
 
 @every_kernel
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layer", EDGES, ids=str)
 def test_both_ends_of_every_buffer_are_guarded(kernel: Any, layer: dict[str, Any], dtype: str, level: str) -> None:
@@ -113,7 +113,7 @@ DEPTHWISE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layer", DEPTHWISE, ids=str)
 def test_depthwise_layers_stay_within_their_buffers(layer: dict[str, Any], dtype: str, level: str) -> None:
@@ -204,7 +204,7 @@ FEW: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layer", FEW, ids=str)
 def test_patches_stay_within_their_buffers_in_blocks_of_any_size(layer: dict[str, Any], dtype: str, level: str) -> None:

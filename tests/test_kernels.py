@@ -109,7 +109,7 @@ def test_activations_are_applied_as_the_output_is_stored(module: Any, problem: P
     check(module, problem)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", runs.ACTIVATIONS[1:], ids=str)
 def test_activations_over_their_whole_range(activation: Any, dtype: str, level: str) -> None:
@@ -149,7 +149,7 @@ MANY_TAPS: list[dict[str, Any]] = [
 """Four taps a phase and more, in one dimension or several."""
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize("layer", MANY_TAPS, ids=lambda layer: f"{layer['kernel_size']}".replace(" ", ""))
 @KERNELS
@@ -178,7 +178,7 @@ DILATED: list[dict[str, Any]] = [
 """Layers that a dilation interleaves, in one dimension or several, beside others that have a stride."""
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize("layer", DILATED, ids=lambda layer: f"{layer['kernel_size']}d{layer['dilation']}".replace(" ", ""))
 @KERNELS
@@ -206,7 +206,7 @@ def test_dilations_that_winograd_leaves_out() -> None:
         assert winograd_last.rejects(other, target) == strassen.rejects(other, target) == "dilation 2"
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize(
     "layer",
@@ -239,7 +239,7 @@ def width_of(how: Any) -> int:
     return how.tile.width if hasattr(how, "tile") else 16
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @KERNELS
 def test_lengths_at_the_edges_of_a_tile(module: Any, transposed: bool, level: str) -> None:
@@ -257,7 +257,7 @@ def test_lengths_at_the_edges_of_a_tile(module: Any, transposed: bool, level: st
                 check(module, problem, level)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @KERNELS
 def test_output_channels_at_the_edges_of_a_chunk(module: Any, level: str) -> None:
     target = runs.target_of(level)
@@ -273,7 +273,7 @@ def test_output_channels_at_the_edges_of_a_chunk(module: Any, level: str) -> Non
             check(module, problem, level)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("kernel", "stride"), [(9, 2), (5, 2), (3, 2), (7, 4), ((3, 5), (2, 3)), ((5, 3, 3), 2), ((2, 5), (3, 2)), (9, 1)]
@@ -323,7 +323,7 @@ def test_the_band_of_many_channels_is_cut_by_channels_so_that_blocks_copy_little
     assert how.channels_a_pack < layer["in_channels"]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 def test_few_positions_have_tiles_of_as_many_columns(transposed: bool, dtype: str, level: str) -> None:
@@ -414,7 +414,7 @@ def test_blocks_in_the_middle_of_rows_and_images(module: Any) -> None:
                     np.testing.assert_allclose(got, given.expected, rtol=1e-4, atol=1e-4 * np.abs(given.expected).max())
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", runs.ends())
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
     ("layer", "packed"),
