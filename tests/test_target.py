@@ -73,18 +73,19 @@ def test_multiply_adds_that_start_in_a_cycle(pretended: pytest.MonkeyPatch, cpu:
     assert found.peak_flops(4) == 2 * fmas * found.lanes(4) * found.hertz
 
 
-def test_figures_that_were_measured_on_kinds_of_processors_hold_for_those() -> None:
-    arm, tigerlake = (
-        Target("neon", "aarch64-linux-gnu", "neoverse-n1", "", 16, 32, 64 << 10, 1 << 20, masks=False),
-        replace(SERVER, fmas=1),
-    )
-    assert [target.kind for target in (ZEN3, ZEN4, SERVER)] == [0, 1, 2]
-    assert [target.kind for target in (arm, tigerlake, replace(ZEN4, cpu="znver5", fmas=2), replace(ZEN3, cpu="haswell"))] == [
-        1,
-        1,
-        1,
-        0,
-    ]
+KINDS = {
+    "16 registers": (0, ZEN3),
+    "32 registers": (1, ZEN4),
+    "Intel's servers": (2, SERVER),
+    "Intel's client processors": (1, replace(SERVER, cpu="tigerlake", fmas=1)),
+    "memory as Zen 4's": (1, replace(ZEN4, cpu="znver5", fmas=2)),
+    "Arm": (1, Target("neon", "aarch64-linux-gnu", "neoverse-n1", "", 16, 32, 64 << 10, 1 << 20, masks=False)),
+}
+
+
+@pytest.mark.parametrize(("kind", "target"), KINDS.values(), ids=KINDS)
+def test_figures_that_were_measured_on_kinds_of_processors_hold_for_those(kind: int, target: Target) -> None:
+    assert target.kind == kind
 
 
 @pytest.mark.parametrize(("cpu", "level", "stalls"), [("znver3", None, True), ("haswell", None, False), ("znver3", "sse2", False)])

@@ -298,7 +298,7 @@ SLOWER, AGAIN = (1.0, 1.1, 1.2), (40e9, 40e9, 20e9)
 """What sums of few columns cost more than those of other kernels, with 16 registers and with 32; and, where tiles of columns follow
 one another and weights are far, bytes of them a second and thread that the first one waits for. Fitted to 114 layers with channels
 first and 32 registers (what is chosen takes 1.007 of the fastest kernel's time), and to 110 with 16 (1.004). With the third of
-`Target.kind` and STREAMED's, where weights come slowly and scattered outputs cost more, it takes 1.030 over 228 layers, 54 of them
+`Target.kind` and STREAMED's, where weights come slowly and scattered outputs cost more, it takes 1.031 over 228 layers, 54 of them
 of up to 64 positions, and 1.070 with the second."""
 
 
