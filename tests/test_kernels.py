@@ -80,7 +80,7 @@ def test_integers_come_out_exactly(module: Any, problem: Problem, bias: bool, th
     check(module, problem, threads=min(threads, runs.threads_allowed()), bias=bias, seed=seed)
 
 
-@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("level", runs.ends()[1:])
 @KERNELS
 @few
 @given(problem=runs.problems(), bias=st.booleans())
