@@ -40,8 +40,8 @@ from upconv.spec import Problem
 NAME = "direct"
 EXACT = True
 SLOTS = direct_code.SLOTS
-IN_PLACE = (0.4, 0.15)
-"""What blocks that are read where they stand in x save of the band's time, with 16 registers and with 32. Measured: 0.1 to 0.35
+IN_PLACE = (0.4, 0.15, 0.15)
+"""What blocks that are read where they stand in x save of the band's time, by `Target.kind`. Measured: 0.1 to 0.35
 for decoders of 2 to 20 taps with 32; with 16 what is chosen takes 1.003 of the fastest kernel's time over 108 layers, with 0.15
 1.004, and four layers of one or eight output channels in one dimension are 1.06 to 1.10 times as fast."""
 TILES = (1.0, 1.0, 1.08)
@@ -268,7 +268,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     spec, tile, shape = problem.spec, how.tile, band(problem, how.cropped)
     repeats = how.chunks if how.channels_a_pack < spec.in_channels // spec.groups else how.splits
     tiles, packed = choose_way(problem, target).cycles * spec.groups * TILES[target.kind], 1.0 - _share_in_place(problem, how)
-    tiles *= 1 - IN_PLACE[target.many_registers] * (1 - packed)
+    tiles *= 1 - IN_PLACE[target.kind] * (1 - packed)
     if how.panels:
         vectors = ceil(_length(problem, how) / tile.lanes)
         fetches = len(distinct_reads(groups_of(problem, how))) * spec.in_channels * vectors

@@ -293,7 +293,7 @@ END = 6
 LISTED = 4.0
 """Cycles of a place in a table."""
 FASTER = (3.0, 3.0, 1.5)
-"""How many times as fast weights come, where few columns meet them, as those of other tiles."""
+"""How many times as fast weights come, where few columns meet them, as those of other tiles, by `Target.kind`."""
 SLOWER, AGAIN = (1.0, 1.1, 1.2), (40e9, 40e9, 20e9)
 """What sums of few columns cost more than those of other kernels, with 16 registers and with 32; and, where tiles of columns follow
 one another and weights are far, bytes of them a second and thread that the first one waits for. Fitted to 114 layers with channels

@@ -24,7 +24,8 @@ NAME = "indirect_first"
 MOST, ROOM = 64, 0.25
 """Positions of a phase, and the part of the second-level cache that x takes, at most."""
 COPIED, SCATTERED = 1.0, (2.0, 2.0, 6.0)
-"""Cycles of an element of x that a task copies to channels-last, and of one of y that is scattered over its channels."""
+"""Cycles of an element of x that a task copies to channels-last, and of one of y that is scattered over its channels,
+by `Target.kind`."""
 
 
 def rejects(problem: Problem, target: Target) -> str | None:

@@ -18,7 +18,7 @@ from upconv.kernels.winograd_tiles import tiling_of
 from upconv.spec import Problem
 
 NAME = "strassen_twice"
-WORTH = (0.96, 1.04)
+WORTH = (0.96, 1.04, 1.04)
 """What twice the rounding, and packed weights that are 49/16 of the layer's, should be worth, as a share of the time, with 16
 registers, where products cost less than estimated, and with 32. Measured: of direct, strassen and this kernel what is chosen
 takes 1.007 of the fastest one's time over 42 layers with AVX-512, and 1.019 without this one; of all kernels 1.003 over 108 layers
@@ -40,7 +40,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds, as those of halves."""
-    return strassen.cost(problem, how, target, threads) * WORTH[target.many_registers]
+    return strassen.cost(problem, how, target, threads) * WORTH[target.kind]
 
 
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
