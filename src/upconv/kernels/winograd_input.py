@@ -129,6 +129,8 @@ def _transpose(f: Function, rows: list[Value]) -> list[Value]:
 
 Put = Callable[[int, Int, Value], None]
 """What becomes of a plane's point."""
+Turn = Callable[[list[Value]], list[Value]]
+"""Makes vectors of one element of every tile of what was read of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,13 @@ def _emit_window(f: Function, reader: Reader, source: Value, o: Value, number: V
     how = reader.parts.vector(f, number, columns.READER)
     for kind, name in ((INSIDE, "interior"), (ROWS_INSIDE, "ends"), (MASKED, "border")):
         with f.when(how.equals(kind), name=name):
-            _emit_tiles(f, reader, start, number, kind, masks, put)
+            read, turn = _rows_of_tiles(f, reader, start, number, kind, masks)
+            if code.row_by_row:
+                _emit_row_by_row(f, reader, read, turn)
+            else:
+                _emit_points(f, code, read, turn, put)
+    if code.row_by_row:
+        _emit_points(f, code, lambda e: _row_of_line(f, reader, e), list, put)
 
 
 def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> None:
@@ -222,14 +230,16 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], place: Value) -> N
             f.prefetch(place[s["x_channel"] * pack.AHEAD + s["x_h"] * e + at])
 
 
-def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, kind: int, masks: Value, put: Put) -> None:
-    """The windows of one vector of tiles, each tile's rows read as they lie in x and transposed in registers."""
+def _rows_of_tiles(
+    f: Function, reader: Reader, start: Value, number: Value, kind: int, masks: Value
+) -> tuple[Callable[[Int], list[Value]], Turn]:
+    """How the windows of one vector of tiles are read: each tile's row as it lies in x; and transposed in registers."""
     code = reader.code
     lanes, (_, reach_w), size = code.tile.lanes, code.reach, code.piece
     places = [start[f.load("i64", reader.parts.places[number * lanes + i])] for i in range(lanes)]
     type_ = vector(code.tile.element, size)
 
-    def read(e: int) -> list[Value]:
+    def read(e: Int) -> list[Value]:
         """Row e of the window, piece by piece, each with those of all tiles side by side."""
         found = []
         for at in range(0, reach_w, size):
@@ -250,7 +260,21 @@ def _emit_tiles(f: Function, reader: Reader, start: Value, number: Value, kind: 
             turned = [columns.masked(f, column, masks[t * lanes]) for t, column in enumerate(turned)]
         return turned
 
-    _emit_points(f, code, read, turn, put)
+    return read, turn
+
+
+def _emit_row_by_row(f: Function, reader: Reader, read: Callable[[Int], list[Value]], turn: Turn) -> None:
+    """Turns one row after the other, and leaves them in the line: windows that registers do not hold are read there."""
+    reach_h, reach_w = reader.code.reach
+    with f.loop(0, reach_h, name="row") as e:
+        for i, value in enumerate(turn(read(e))[: reader.code.window[1]]):
+            f.store(value, reader.line[(e * reach_w + i) * reader.code.tile.lanes])
+
+
+def _row_of_line(f: Function, reader: Reader, e: int) -> list[Value]:
+    """Row e of the windows that stand in the line."""
+    tile, reach_w = reader.code.tile, reader.code.reach[1]
+    return [f.load(tile.type, reader.line[(e * reach_w + i) * tile.lanes]) for i in range(reader.code.window[1])]
 
 
 def _emit_vectors(f: Function, reader: Reader, source: Value, o: Value, number: Value, put: Put) -> None:
@@ -262,15 +286,10 @@ def _emit_vectors(f: Function, reader: Reader, source: Value, o: Value, number: 
         f.prefetch(source[f.load("i64", entry) + reader.s["x_channel"] * pack.AHEAD])
         panel.emit_fetch(f, code.panel, reader.parts, source, entry, number, line[e * lanes])
 
-    def read(e: int) -> list[Value]:
-        return [f.load(code.tile.type, line[(e * reach_w + i) * lanes]) for i in range(reach_w)]
-
-    _emit_points(f, code, read, list, put)
+    _emit_points(f, code, lambda e: _row_of_line(f, reader, e), list, put)
 
 
-def _emit_points(
-    f: Function, code: Code, read: Callable[[int], list[Value]], turn: Callable[[list[Value]], list[Value]], put: Put
-) -> None:
+def _emit_points(f: Function, code: Code, read: Callable[[int], list[Value]], turn: Turn, put: Put) -> None:
     """Transforms the windows whose rows `read` reads, one of each plane of x; `turn` makes vectors of tiles of them.
 
     Rows are combined as they are read, point by point of h, before they are turned: each point takes few of them, so that they
