@@ -57,8 +57,8 @@ class Blocking:
 
     @property
     def narrow(self) -> int:
-        """Tiles of a single vector after them: one or none."""
-        return int(self.lanes > self.wide * self.tile.rows)
+        """Tiles of a single vector after them: fewer than a whole tile has."""
+        return (self.lanes - self.wide * self.tile.rows) // self.tile.lanes
 
     @property
     def room(self) -> int:

@@ -153,7 +153,7 @@ def _emit_table(code: Code) -> Function:
 def _emit_patches(code: Code) -> Function:
     """`patches(table, room, count, weight, channels, wide, narrow)`: the patches of so many inputs, each a row of sums.
 
-    A patch has `wide` whole tiles of rows, and one more of a single vector where `narrow` is one.
+    A patch has `wide` whole tiles of rows, and `narrow` ones more of a single vector each.
     """
     tile, many = code.tile, code.tile.turned
     names = ("table", "room", "count", "weight", "channels", "wide", "narrow")
@@ -163,14 +163,16 @@ def _emit_patches(code: Code) -> Function:
     table, weight = table.of("i64"), weight.of(tile.element)
     zero = Value(f, "zeroinitializer", tile.type)
 
-    def sums_of(chunk: Int, vectors: int, sources: list[Value], targets: list[Value], ask: Value | None = None) -> None:
-        left = weight[chunk * channels * tile.rows]
+    def sums_of(
+        chunk: Int, vectors: int, sources: list[Value], targets: list[Value], ask: Value | None = None, first: Int = 0
+    ) -> None:
+        left = weight[chunk * channels * tile.rows + first]
         sums = [zero] * (many * vectors)
         apart = many * SIZES[tile.element] // microkernel.lines_of(tile.type, vectors)  # that steps of all channels reach the end
         sums, _ = microkernel.rows_times_scalars(f, tile.type, sums, left, tile.rows, vectors, sources, channels, ask, apart)
         for j, target in enumerate(targets):
             for v in range(vectors):
-                f.store(sums[j * vectors + v], target[chunk * tile.rows + v * tile.lanes])
+                f.store(sums[j * vectors + v], target[chunk * tile.rows + first + v * tile.lanes])
 
     with f.loop(0, count, many, name="t") as t:
         sources, targets = ([f.load_pointer(start[t + j], tile.element) for j in range(many)] for start in (table, table[room]))
@@ -179,8 +181,8 @@ def _emit_patches(code: Code) -> Function:
             sums_of(f.value(0), tile.rows // tile.lanes, sources, targets, following)
         with f.loop(1, wide, name="wide") as chunk:
             sums_of(chunk, tile.rows // tile.lanes, sources, targets)
-        with f.when(narrow.equals(1), name="narrow"):
-            sums_of(wide, 1, sources, targets, following)
+        with f.loop(0, narrow, name="narrow") as rest:
+            sums_of(wide, 1, sources, targets, following, rest * tile.lanes)
     return f
 
 
