@@ -1,5 +1,5 @@
 # Two commands on a machine with Python: `make demo` runs the main job, `make test` runs the tests.
-# `make test-long` runs what takes longer: AVX2 on a machine with AVX-512, for every layer of every test.
+# `make test-long` runs what takes longer: every layer of every test on every target of this machine.
 PYTHON ?= python3
 VENV ?= .venv
 # A test mostly waits for one thread that compiles; more processes than this want gigabytes for the frameworks they import.

@@ -1,6 +1,6 @@
 """Buffers with a forbidden page directly before or directly after: one byte outside and the process dies.
 
-Run as a program (`python fences.py LEVEL`), it takes every kernel through the layers below and prints each before it runs,
+Run as a program (`python fences.py LEVEL EVERY`), it takes every kernel through the layers below and prints each before it runs,
 so that a fault names its layer.
 """
 
@@ -173,7 +173,8 @@ def layers() -> list[dict[str, Any]]:
     return found
 
 
-def main(level: str) -> None:
+def main(level: str, thin: int) -> None:
+    """Every `thin`-th layer on this target."""
     faulthandler.enable()
     host, small = runs.target_of(level), runs.small(runs.target_of(level))
     wrong = count = 0
@@ -184,7 +185,6 @@ def main(level: str) -> None:
         (winograd_wide, host, True),
         (winograd_widest, host, True),
     ):
-        thin = 1 if level == runs.levels()[0] else 8
         if by_position:
             runs.number_by_position()
         for number, layer in list(enumerate(layers()))[::thin]:
@@ -210,4 +210,4 @@ def main(level: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -49,6 +49,12 @@ def ends() -> list[Any]:
     return [best, *(pytest.param(level, marks=pytest.mark.long) for level in others[:-1]), *others[-1:]]
 
 
+def best() -> list[Any]:
+    """The levels for tests of very many layers, whose code is slow to compile: all but the best are `long`."""
+    first, *others = levels()
+    return [first, *(pytest.param(level, marks=pytest.mark.long) for level in others)]
+
+
 def target_of(level: str) -> targets.Target:
     return targets.host(level if level in targets.X86_LEVELS else None)
 

@@ -59,8 +59,26 @@ def test_integers_come_out_exactly(kernel: Any, problem: Problem, bias: bool, th
         more = (24, 32) if kernel is strassen_last else (9, 10)
         wide = replace(spec, in_channels=spec.in_channels * more[0], out_channels=spec.out_channels * more[1])
     problem = replace(problem, spec=wide)
-    assume(takes(kernel, problem))
+    assume(prod(wide.weight_shape) <= 1 << 20 and takes(kernel, problem))
     check(kernel, problem, threads=min(threads, runs.threads_allowed()), bias=bias)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("channels", [16, 33, 63, 98, 200])
+def test_patches_that_are_no_whole_tiles(channels: int, dtype: str, level: str) -> None:
+    """What whole tiles of up to four vectors leave are one, two or three."""
+    layer = dict(size=(3,), in_channels=5, out_channels=channels, kernel_size=21, stride=21)
+    check(overlap_add_last, runs.make(dtype=dtype, **layer), level)
+
+
+def test_patches_leave_any_number_of_vectors() -> None:
+    """The layers above are such, on a target with tiles of four vectors."""
+    target, left = targets.Target("avx512", "", "", "", 64, 32, 48 << 10, 2 << 20, masks=True), set()
+    for channels, dtype in product((16, 33, 63, 98, 200), ("float32", "float64")):
+        layer = dict(size=(3,), in_channels=5, out_channels=channels, kernel_size=21, stride=21)
+        left.add(overlap_add_last_blocks.blocking(runs.make(dtype=dtype, **layer), target, 1).narrow)
+    assert left == {0, 1, 2, 3}
 
 
 EDGES: list[dict[str, Any]] = [

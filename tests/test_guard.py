@@ -10,11 +10,16 @@ import pytest
 import kernel_runs as runs
 from processes import HERE, child
 
+BEST, *OTHERS = runs.levels()
+SOME = [(BEST, 2), *((level, 8) for level in OTHERS[-1:])]
+ALL = [(BEST, 1), *((level, 8) for level in OTHERS[:-1])]
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect through libc")
-@pytest.mark.parametrize("level", runs.ends())
-def test_every_buffer_between_forbidden_pages(level: str) -> None:
-    done = child(str(HERE / "fences.py"), level)
+@pytest.mark.parametrize(("level", "thin"), [*SOME, *(pytest.param(*case, marks=pytest.mark.long) for case in ALL)])
+def test_every_buffer_between_forbidden_pages(level: str, thin: int) -> None:
+    """Every `thin`-th layer on a target."""
+    done = child(str(HERE / "fences.py"), level, str(thin))
     assert done.returncode == 0, f"died or strayed at\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     runs_done, _, rest = done.stdout.splitlines()[-1].partition(" runs, ")
     assert int(runs_done) > 100

@@ -16,6 +16,7 @@ import kernel_runs as runs
 import upconv
 from upconv.codegen.target import Target
 from upconv.kernels import (
+    direct,
     direct_blocks,
     direct_way,
     indirect,
@@ -89,7 +90,11 @@ def test_integers_come_out_exactly_on_lesser_targets(module: Any, level: str, pr
     check(module, problem, level, bias=bias)
 
 
-@KERNELS
+@pytest.mark.parametrize(
+    "module",
+    [m if m in (direct, winograd) else pytest.param(m, marks=pytest.mark.long) for m in runs.KERNELS],
+    ids=lambda module: module.NAME,
+)
 @few
 @given(problem=runs.problems(), bias=st.booleans())
 def test_sums_that_are_shuffled_before_they_are_stored_come_out_exactly(module: Any, problem: Problem, bias: bool) -> None:
@@ -149,7 +154,7 @@ MANY_TAPS: list[dict[str, Any]] = [
 """Four taps a phase and more, in one dimension or several."""
 
 
-@pytest.mark.parametrize("level", runs.ends())
+@pytest.mark.parametrize("level", runs.best())
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize("layer", MANY_TAPS, ids=lambda layer: f"{layer['kernel_size']}".replace(" ", ""))
 @KERNELS
@@ -178,7 +183,7 @@ DILATED: list[dict[str, Any]] = [
 """Layers that a dilation interleaves, in one dimension or several, beside others that have a stride."""
 
 
-@pytest.mark.parametrize("level", runs.ends())
+@pytest.mark.parametrize("level", runs.best())
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize("layer", DILATED, ids=lambda layer: f"{layer['kernel_size']}d{layer['dilation']}".replace(" ", ""))
 @KERNELS
@@ -206,7 +211,7 @@ def test_dilations_that_winograd_leaves_out() -> None:
         assert winograd_last.rejects(other, target) == strassen.rejects(other, target) == "dilation 2"
 
 
-@pytest.mark.parametrize("level", runs.ends())
+@pytest.mark.parametrize("level", runs.best())
 @pytest.mark.parametrize("transposed", [True, False], ids=["transposed", "ordinary"])
 @pytest.mark.parametrize(
     "layer",

@@ -78,6 +78,13 @@ def forward(spec: ConvSpec, x: NDArray, weight: NDArray, bias: NDArray | None, o
     return np.ascontiguousarray(activate(y, spec.activation))
 
 
+def _products(left: NDArray, right: NDArray) -> NDArray:
+    """(n, g, m, ...): the matrices of each group, (g, m, c), times the columns of each image, (n, g, c, ...)."""
+    n, g, c, *positions = right.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.matmul(left, right.reshape(n, g, c, prod(positions))).reshape(n, g, left.shape[1], *positions)
+
+
 def _transposed(spec: ConvSpec, x: NDArray, weight: NDArray, output_size: tuple[int, ...]) -> NDArray:
     n, g = x.shape[0], spec.groups
     xg = x.reshape(n, g, spec.in_channels // g, *x.shape[2:])
@@ -90,7 +97,7 @@ def _transposed(spec: ConvSpec, x: NDArray, weight: NDArray, output_size: tuple[
             for k, d, s, i in zip(tap, spec.dilation, spec.stride, x.shape[2:], strict=True)
         )
         window = full[_last(where)]
-        term = np.einsum("ngc...,gcm->ngm...", xg, wg[_last(tap)])
+        term = _products(wg[_last(tap)].swapaxes(1, 2), xg)
         window += term[_last([slice(0, size) for size in window.shape[3:]])]
     full = full.reshape(n, spec.out_channels, *full_size)
     return unpad_adjoint(full, spec.padding, spec.padding_mode)
@@ -107,7 +114,7 @@ def _conv(spec: ConvSpec, x: NDArray, weight: NDArray, output_size: tuple[int, .
             slice(d * k, d * k + s * (o - 1) + 1, s)
             for k, d, s, o in zip(tap, spec.dilation, spec.stride, output_size, strict=True)
         )
-        y += np.einsum("ngc...,gmc->ngm...", xg[_last(where)], wg[_last(tap)])
+        y += _products(wg[_last(tap)], xg[_last(where)])
     return y.reshape(n, spec.out_channels, *output_size)
 
 
@@ -124,15 +131,16 @@ def weight_gradient(spec: ConvSpec, x: NDArray, grad_output: NDArray) -> NDArray
         return weight_gradient(dual(spec, x.shape[2:]), grad_output, x)
     n, g = x.shape[0], spec.groups
     xg = pad(x, spec.padding, spec.padding_mode)
-    xg = xg.reshape(n, g, spec.in_channels // g, *xg.shape[2:])
-    positions = prod(grad_output.shape[2:])
-    yg = grad_output.reshape(n, g, spec.out_channels // g, positions)
-    grad = np.zeros((g, spec.out_channels // g, spec.in_channels // g, *spec.kernel_size), x.dtype)
+    c, m, count = spec.in_channels // g, spec.out_channels // g, prod(grad_output.shape[2:]) * n
+    xg = np.moveaxis(xg.reshape(n, g, c, *xg.shape[2:]), 0, -1)
+    yg = np.moveaxis(grad_output, 0, -1).reshape(g, m, count)
+    grad = np.zeros((g, m, c, *spec.kernel_size), x.dtype)
     for tap in product(*(range(k) for k in spec.kernel_size)):
         where = tuple(
             slice(d * k, d * k + s * (o - 1) + 1, s)
             for k, d, s, o in zip(tap, spec.dilation, spec.stride, grad_output.shape[2:], strict=True)
         )
-        seen = xg[_last(where)].reshape(n, g, spec.in_channels // g, positions)
-        grad[_last(tap)] = np.einsum("ngcp,ngmp->gmc", seen, yg)
+        seen = xg[_last((*where, slice(None)))].reshape(g, c, count)
+        with np.errstate(over="ignore", invalid="ignore"):
+            grad[_last(tap)] = np.matmul(yg, seen.swapaxes(1, 2))
     return grad.reshape(spec.weight_shape)
