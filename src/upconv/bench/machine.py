@@ -145,9 +145,11 @@ def _emit_copy(target: Target, streaming: bool) -> str:
             for part in range(0, LINE, bytes_):
                 at = i * (LINE // 4) + part // 4
                 value = f.load(type_, source[at], bytes_)
-                hint = ", !nontemporal !0" if streaming else ""
-                f.do(f"store {type_} {value.text}, ptr {to[at].text}, align {bytes_}{hint}")
+                if streaming:
+                    f.stream(value, to[at])
+                else:
+                    f.store(value, to[at], bytes_)
         if streaming:
             f.do("fence seq_cst")
 
-    return module([jobs.emit_entry("entry", _COPY, task)]) + "\n!0 = !{i32 1}\n"
+    return module([jobs.emit_entry("entry", _COPY, task)])

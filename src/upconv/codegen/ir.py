@@ -21,6 +21,9 @@ from typing import Any
 SIZES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i8": 1, "ptr": 8}
 
 
+STREAMED = ", !nontemporal !0"
+
+
 def vector(element: str, lanes: int) -> str:
     """The vector type, or the element itself for one lane."""
     return f"<{lanes} x {element}>" if lanes > 1 else element
@@ -209,6 +212,11 @@ class Function:
 
     def store(self, value: Value, address: Value, align: int | None = None) -> None:
         self.do(f"store {value.type} {value.text}, ptr {address.text}, align {align or SIZES[element_of(value.type)]}")
+
+    def stream(self, value: Value, address: Value) -> None:
+        """Stores a whole line of the cache, or several, on a whole line, round the caches. See `drained`."""
+        size = SIZES[element_of(value.type)] * lanes_of(value.type)
+        self.do(f"store {value.type} {value.text}, ptr {address.text}, align {size}{STREAMED}")
 
     def prefetch(self, address: Value, write: bool = False, nearest: bool = True) -> None:
         """Ask for the line at an address that will be read (or written). Any address will do: nothing is touched.
@@ -435,4 +443,6 @@ def module(functions: Sequence[Function]) -> str:
     declared: dict[str, str] = {}
     for f in functions:
         declared.update(f.declarations)
-    return "\n\n".join([*declared.values(), *(f.text() for f in functions)]) + "\n"
+    texts = [f.text() for f in functions]
+    marks = ["!0 = !{i32 1}"] if any(STREAMED in text for text in texts) else []
+    return "\n\n".join([*declared.values(), *texts, *marks]) + "\n"

@@ -131,6 +131,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         **how.cut.slots(), "x_channel": image_in, "read_count": len(reads),
         "panel_size": (len(reads) * how.channels_a_pack + 1) * how.tile.width,
         "panel_channels": how.channels_a_pack, "channels": c, "channels_a_pack": how.channels_a_pack, "y_channel": image_out,
+        **store.numbers(problem),
         "channels_filled": parts * how.channels_a_pack,
         "group_count": len(groups), "room": how.room,
         "groups": spec.groups, "groups_a_task": how.groups_a_task, "splits": how.splits,
@@ -218,7 +219,7 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 def _code(problem: Problem, how: Blocking) -> direct_code.Code:
     inner = band(problem, how.cropped).axes[2]
-    finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation)
+    finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation, how.tile.streams)
     fused = fuses(problem, how.tile)
     return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fused, how.scattered)
 

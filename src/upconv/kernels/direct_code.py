@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
@@ -136,6 +137,7 @@ def emit(code: Code) -> str:
                     from_v = jb // tile.lanes
                     to_v = from_v + here // tile.lanes
                     f.call(do_store, [job, table, s["room"], from_v, to_v, scratch, line, plane, number_out, several])
+        store.emit_done(f, code.store, s["y_round"])
 
     entry = jobs.emit_entry("entry", SLOTS, task)
     tiles = [function for both in do_tiles for function in both]
@@ -155,13 +157,15 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
 
     def ask(f: Function, tile: Tile, ir: Value, given: list[Value]) -> None:
         """Asks for the lines that will be written: they are there when the sums are."""
-        _, table, room, v, _, y, _, y_rows = given
+        job, table, room, v, _, y, _, y_rows = given
         y, p = y.of(tile.element), columns.parts(table, room, tile.lanes)
         out, size = p.vector(f, v, columns.OUT), tile.width * step
-        for *_, place in rows(f, tile, ir, y_rows):
-            row = y[place + out]
-            for at in (*range(0, size, LINE // SIZES[tile.element]), size - 1):
-                f.prefetch(row[at], write=True)
+        cached = f.when(SLOTS.read(f, job, "y_round").equals(0), name="ask") if writer.store.streams else nullcontext()
+        with cached:
+            for *_, place in rows(f, tile, ir, y_rows):
+                row = y[place + out]
+                for at in (*range(0, size, LINE // SIZES[tile.element]), size - 1):
+                    f.prefetch(row[at], write=True)
 
     def emit_rows(f: Function, tile: Tile, ir: Value, sums: list[Value], given: list[Value]) -> None:
         job, table, room, v, line, y, first, y_rows = given
@@ -169,7 +173,7 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
         bias, p = SLOTS.pointer(f, job, "bias", tile.element)[first], columns.parts(table, room, tile.lanes)
         s = {name: SLOTS.read(f, job, name) for name in ("y_channel", "out_h", "out_w", "out_step_w")}
         out, whole = p.vector(f, v, columns.OUT), p.vector(f, v, columns.WHOLE) >= tile.vectors
-        found = rows(f, tile, ir, y_rows)
+        found, around = rows(f, tile, ir, y_rows), SLOTS.read(f, job, "y_round")
 
         def stream(q: int, i: int) -> store.Streams:
             def phase(a: Int) -> Value:
@@ -184,12 +188,12 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
                     offset = f.load(tile.element, bias[channel])
                     for i in range(tile.vectors):
                         at = y[place + out + i * tile.lanes * step]
-                        store.emit_weave(f, writer.store, stream(q, i), offset, s["out_step_w"], at)
+                        store.emit_weave(f, writer.store, stream(q, i), offset, s["out_step_w"], at, around)
         with f.otherwise(whole, name="mixed"):
             for q, (channel, d, h, _) in enumerate(found):
                 with f.when(channel >= 0, name="y_row"):
                     offset, row = f.load(tile.element, bias[channel]), (d * s["out_h"] + h) * s["out_w"]
-                    to = store.Destination(job, table, room, line, y[channel * s["y_channel"]], d, h, row)
+                    to = store.Destination(job, table, room, line, y[channel * s["y_channel"]], d, h, row, around)
                     for i in range(tile.vectors):
                         store.emit_vector(f, writer, to, p, v + i, stream(q, i), offset, s["out_step_w"], inline=True)
 
@@ -201,7 +205,7 @@ _TASK_SLOTS = (
     "group_count", *columns.CUT, "room", "groups", "groups_a_task", "splits", "abreast",
     "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group",
     "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk", "x_pitch",
-    "x_shift", "x_image", "in_place", "volume",
+    "x_shift", "x_image", "in_place", "volume", "y_round",
 )  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         **columns.slots(shape, spec.in_channels, spec.out_channels), "x_channel": image_in, "room": how.room,
         "origin_d": 0, "origin_h": 0, "origin_w": 0, "pitch_d": d.size, "pitch_h": h.size, "pitch_w": w.size,
         "batch": problem.batch, "planes_d": 1, "planes_h": 1, "planes_w": 1, "lead": 0, "plane_pitch": how.x_pitch,
-        "channel_pitch": how.x_pitch, "y_channel": image_out, "scratch_pitch": how.scratch_pitch,
+        "channel_pitch": how.x_pitch, "y_channel": image_out, **store.numbers(problem), "scratch_pitch": how.scratch_pitch,
         "phase_count": len(fold), "images_a_block": how.images, "block_count": how.block_count, "splits": how.splits,
         "abreast": how.abreast,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
@@ -249,7 +249,7 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 
 def _code(problem: Problem, how: Blocking) -> overlap_add_code.Code:
-    finish = store.store_of(how.tile.element, how.tile.lanes, problem.spec.stride[-1], problem.spec.activation)
+    finish = store.store_of(how.tile.element, how.tile.lanes, problem.spec.stride[-1], problem.spec.activation, how.tile.streams)
     return overlap_add_code.Code(how.tile, finish)
 
 

@@ -138,6 +138,7 @@ def emit(code: Code) -> str:
             f.call(do_fold, [job, patches, scratch, found, several, images])
             plane = y[number_out * s["y_channel"]]
             f.call(do_store, [job, table, s["room"], 0, vectors, scratch, line, plane, number_out, several])
+        store.emit_done(f, code.store, s["y_round"])
 
     entry = jobs.emit_entry("entry", SLOTS, task, prepare)
     return module([*do_tiles, do_pack, do_place, *writer.functions, do_store, do_fold, entry])
@@ -163,7 +164,7 @@ def _rooms(tile: Tile, s: dict[str, Value], workspace: Value) -> tuple[Value, ..
 _TASK_SLOTS = (
     "block_count", "splits", "abreast", "images_a_block", "batch", "room", "table_bytes", "line_bytes", "scratch_bytes",
     "patch_bytes", "found_bytes", "x_group", "weight_group", "positions", "image_positions", "channels_in", "chunks_a_split",
-    "chunks", "chunk", "channels_out", "y_channel", "tile_blocks", "x_pitch", "patch_pitch",
+    "chunks", "chunk", "channels_out", "y_channel", "tile_blocks", "x_pitch", "patch_pitch", "y_round",
 )  # fmt: skip
 
 

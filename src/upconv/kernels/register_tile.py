@@ -34,6 +34,8 @@ class Tile:
     """That the multiply-add of a vector takes, of many that wait for nothing."""
     stalls: bool = False
     """Whether stores of sums hold multiply-adds back: see `target.STALLED`."""
+    streams: bool = False
+    """Whether vectors are whole lines that large outputs are stored in round the caches: see `store.ROUND`."""
 
     @property
     def width(self) -> int:
@@ -56,9 +58,9 @@ def fits(rows: int, vectors: int, target: Target) -> bool:
 
 def tiles(element: str, target: Target) -> list[Tile]:
     """Every tile the registers hold, the widest use first."""
-    most = 14 if target.many_registers else 6
+    most, whole = 14 if target.many_registers else 6, target.lanes(SIZES[element])
     every = (
-        Tile(element, lanes, rows, vectors, cycles=cycles, stalls=target.stalls)
+        Tile(element, lanes, rows, vectors, cycles=cycles, stalls=target.stalls, streams=target.kind == 2 and lanes == whole)
         for lanes, cycles in target.vectors(SIZES[element])
         for rows in range(1, most + 1)
         for vectors in range(1, 9)

@@ -136,7 +136,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     last_h, last_w = (n - 1 if useless else -1 for n, useless in zip(positions(problem, how.ways), how.useless, strict=True))
     slots = {
         **columns.slots(lines(problem, how.ways), spec.in_channels, spec.out_channels),
-        "x_channel": image_in, "y_channel": image_out, "read_count": len(reads), "outer_count": len(outer),
+        "x_channel": image_in, "y_channel": image_out, **store.numbers(problem),
+        "read_count": len(reads), "outer_count": len(outer),
         "panel_size": how.depth * how.tile.width, **how.cut.slots(), "room": how.room, "splits": how.splits, "abreast": how.abreast,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks": how.chunks, "chunk": how.chunk,
         "channels_out": m, "channels_in": c,

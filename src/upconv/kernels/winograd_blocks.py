@@ -301,7 +301,7 @@ def code_of(problem: Problem, ways: tuple[Way, Way, Way], tile: Tile, slices: in
     out_step = lines(problem, ways)[2].out_step
     tiling, transposed = Tiling(problem.spec, ways), problem.spec.transposed
     uneven = transposed and any(any(c.short) or c.part[0] for c in classes(tiling))
-    finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation)
+    finish = store.store_of(tile.element, tile.lanes, out_step, problem.spec.activation, tile.streams)
     short = tuple(lacking(tiling, c) for c in classes(tiling)[: None if transposed else 1]) if streamed else ()
     _, dh, dw = dilations(problem.spec)
     return Code(tile, slices, (d, h, w), (ph * dh, pw * dw), uneven, finish, (dh, dw), streamed, short)

@@ -30,7 +30,7 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
     m, lines, line, y = (pointer.of(tile.element) for pointer in (m, lines, line, y))
     names = (
         "asks_written", "m_pitch", "m_point", "y_channel", "phases_h", "phases_w", "out_step_d", "out_step_w", "out_h", "out_w",
-        "channels_out",
+        "channels_out", "y_round",
     )  # fmt: skip
     s = {name: SLOTS.read(f, job, name) for name in names}
     bias, phase_rows = SLOTS.pointer(f, job, "bias", tile.element), SLOTS.pointer(f, job, "phase_rows", "i64")
@@ -83,7 +83,8 @@ def _emit_output(code: Code, writer: store.Writer) -> Function:
                     plane, number_v = planes[of_channels], column * code.slices + of_tiles
                     with f.loop(0, way_h.outputs, name="ih") as ih:
                         row, h = lines[size * n + ih * s["out_step_w"] * lanes], ih * s["phases_h"] + ah
-                        to = store.Destination(job, table, room, line, plane, ad, h, (ad * s["out_h"] + h) * s["out_w"])
+                        place = (ad * s["out_h"] + h) * s["out_w"]
+                        to = store.Destination(job, table, room, line, plane, ad, h, place, s["y_round"])
 
                         def stream(a: Int, row: Value = row, n: int = n, held: dict[tuple[int, Int], Value] = held) -> Value:
                             return held[n, a] if held else f.load(tile.type, row[a * lanes])
@@ -105,7 +106,7 @@ def _emit_ahead(f: Function, code: Code, s: dict[str, Value], p: columns.Parts, 
         for i in range(lanes):
             f.prefetch(plane[f.load("i64", p.outs[v * lanes + i])], write=True)
     with f.otherwise(alone, name="along"):
-        store.emit_ask(f, code.store, plane[out], f.select(s["asks_written"] > 0, 0, s["out_step_w"]))
+        store.emit_ask(f, code.store, plane[out], f.select(s["asks_written"] > 0, 0, s["out_step_w"]), s["y_round"])
 
 
 def emit(code: Code) -> str:
@@ -175,6 +176,7 @@ def emit(code: Code) -> str:
                 _emit_points(f, code, s, do_tiles, left, v, m, wide, (points, taps), last, [to_write, to_read])
             plane = y[number_out * s["y_channel"]]
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
+        store.emit_done(f, code.store, s["y_round"])
 
     entry = jobs.emit_entry("entry", SLOTS, task, prepare)
     return module(
@@ -240,4 +242,4 @@ _TASK_SLOTS = (
     "sum_depth", "depth_part", "weight_group", "weight_chunk", "weight_point", "x_group", "v_point", "m_pitch", "m_point",
     "y_channel", "table_bytes", "found_bytes", "line_bytes", "lines_bytes", "slices_bytes", "m_bytes", "by_position", "last_h",
     "last_w", "rows_h", "rows_w", "v_bytes", "written_bytes", "asks_written", "asks_read", "strips", "depths", "x_channel",
-    "channels_in", )  # fmt: skip
+    "channels_in", "y_round", )  # fmt: skip
