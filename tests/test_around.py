@@ -63,12 +63,13 @@ def test_only_servers_have_such_stores(kernel: Any) -> None:
         (dict(size=(80, 80), out_channels=192, kernel_size=2, stride=2), True),
         (dict(size=(80, 80), out_channels=96, kernel_size=2, stride=2), False),
         (dict(size=(124, 108), out_channels=192, kernel_size=2, stride=2), False),
+        (dict(size=(200, 40), out_channels=192, kernel_size=2, stride=2), False),
         (dict(size=(248, 216), out_channels=128, kernel_size=1), True),
         (dict(size=(247, 217), out_channels=128, kernel_size=1), False),
         (dict(size=(80, 80), out_channels=192, kernel_size=4, stride=2, padding=1), False),
         (dict(size=(128, 336), out_channels=48, kernel_size=(8, 1), stride=(4, 1)), True),
     ],
-    ids=["19.7 MB", "9.8 MB", "rows of 216", "planes of whole lines", "of none", "begins before a line", "along h"],
+    ids=["19.7 MB", "9.8 MB", "rows of 216", "of 2.5 vectors", "planes of lines", "of none", "begins before a line", "along h"],
 )
 def test_which_outputs_do(layer: dict[str, Any], around: bool) -> None:
     """Of 16 MB and more, whose vectors are whole lines: rows that are, or rows that follow one another."""

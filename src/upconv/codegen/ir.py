@@ -22,6 +22,7 @@ SIZES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i8": 1, "ptr": 8}
 
 
 STREAMED = ", !nontemporal !0"
+"""What marks such a store; `module` says what it means."""
 
 
 def vector(element: str, lanes: int) -> str:
@@ -214,7 +215,7 @@ class Function:
         self.do(f"store {value.type} {value.text}, ptr {address.text}, align {align or SIZES[element_of(value.type)]}")
 
     def stream(self, value: Value, address: Value) -> None:
-        """Stores a whole line of the cache, or several, on a whole line, round the caches. See `drained`."""
+        """Stores a vector of whole lines, where a line begins, round the caches. Other threads see it after a fence."""
         size = SIZES[element_of(value.type)] * lanes_of(value.type)
         self.do(f"store {value.type} {value.text}, ptr {address.text}, align {size}{STREAMED}")
 
