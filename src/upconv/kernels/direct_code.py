@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
@@ -160,8 +159,7 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
         job, table, room, v, _, y, _, y_rows = given
         y, p = y.of(tile.element), columns.parts(table, room, tile.lanes)
         out, size = p.vector(f, v, columns.OUT), tile.width * step
-        cached = f.when(SLOTS.read(f, job, "y_round").equals(0), name="ask") if writer.store.streams else nullcontext()
-        with cached:
+        with store.cached(f, writer.store, SLOTS.read(f, job, "y_round")):
             for *_, place in rows(f, tile, ir, y_rows):
                 row = y[place + out]
                 for at in (*range(0, size, LINE // SIZES[tile.element]), size - 1):

@@ -8,6 +8,7 @@ cropped, the vector is woven into a line of workspace, from which each run is co
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -295,6 +296,11 @@ def _store_straight(f: Function, store: Store, vectors: list[Value], to: Value, 
         _store_all(f, vectors, to, store.lanes)
 
 
+def cached(f: Function, store: Store, around: Value) -> AbstractContextManager[None]:
+    """What is done only where y is stored in the caches."""
+    return f.when(around.equals(0), name="ask") if store.streams else nullcontext()
+
+
 def emit_done(f: Function, store: Store, around: Value) -> None:
     """Waits until what went round the caches is there for other threads."""
     if store.streams:
@@ -395,13 +401,10 @@ def emit_ask(f: Function, store: Store, place: Value, step: Int, around: Value) 
     Not where they go `around` the caches.
     """
     line = LINE // SIZES[store.element]
-    if store.streams:
-        with f.when(around.equals(0), name="ask"):
+    if store.step:
+        with cached(f, store, around):
             for at in range(0, store.lanes * store.step, line):
                 f.prefetch(place[at], write=True)
-    elif store.step:
-        for at in range(0, store.lanes * store.step, line):
-            f.prefetch(place[at], write=True)
     else:
         with f.loop(0, f.value(step) * store.lanes, line, name="ask") as at_:
             f.prefetch(place[at_], write=True)
