@@ -67,7 +67,7 @@ def test_every_page_is_in_the_site_with_its_pictures(site: Path) -> None:
 
 
 def test_each_algorithm_has_a_page_with_a_picture() -> None:
-    pages = {"weight_grad": "weight_gradient", "indirect_first": "direct"}
+    pages = {"weight_grad": "weight_gradient", "indirect_first": "direct", "direct_rows": "direct"}
     kernels = ("direct", "indirect_first", "winograd", "strassen", "overlap_add", "depthwise", "weight_grad")
     for kernel, page in ((kernel, pages.get(kernel, kernel)) for kernel in kernels):
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from upconv.kernels import (
     depthwise,
     depthwise_last,
     direct,
+    direct_rows,
     indirect,
     indirect_first,
     overlap_add,
@@ -35,7 +36,7 @@ from upconv.spec import Problem
 
 CANDIDATES: tuple[Any, ...] = (
     direct, winograd, winograd_middle, winograd_wide, winograd_widest, winograd_streamed, strassen, strassen_twice, overlap_add,
-    overlap_add_rows, depthwise, indirect_first,
+    overlap_add_rows, direct_rows, depthwise, indirect_first,
 )  # fmt: skip
 """Every kernel that plans choose from; the reference runs what none of them takes."""
 LAST: tuple[Any, ...] = (indirect, overlap_add_last, winograd_last, strassen_last, depthwise_last)

@@ -1,0 +1,106 @@
+"""Blocks of the direct sum row by row: rows of y and parts of them; and the innermost dimension as its code knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+from upconv.codegen.ir import SIZES
+from upconv.codegen.target import LINE, Target
+from upconv.kernels.direct_rows_code import MET, Taps, Tile
+from upconv.kernels.geometry import round_up
+from upconv.kernels.scatter import Sizes, axes, row_taps
+from upconv.shapes.phase import phase_taps
+from upconv.spec import ConvSpec, Problem
+
+TASKS, LEAST = 6, 4
+"""Tasks a thread, and tiles of a part of a row at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """The innermost dimension: position q has the outputs step * q + phase, and reads x at q + each of the reads."""
+
+    reads: tuple[int, ...]
+    taps: Taps
+
+    @property
+    def kernel(self) -> int:
+        """Taps of all phases."""
+        return sum(len(phase) for phase in self.taps)
+
+    def positions(self, problem: Problem) -> int:
+        """Positions of a row."""
+        return ceil(problem.output_size[-1] / len(self.taps))
+
+
+@lru_cache(maxsize=512)
+def inner(spec: ConvSpec) -> Inner:
+    """The innermost dimension of a layer."""
+    k, s, l, before = spec.kernel_size[-1], spec.stride[-1], spec.dilation[-1], spec.padding[-1][0]
+    if spec.transposed:
+        phases = [phase_taps(k, s, before, l, a) for a in range(s)]
+    else:
+        phases = [tuple((i, l * i - before) for i in range(k))]
+    reads = sorted({at for phase in phases for _, at in phase})
+    return Inner(tuple(reads), tuple(tuple((reads.index(at), i) for i, at in phase) for phase in phases))
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Sizes of the loops. `sizes` counts images (of one group each) and positions of the output in d, h and w; the last block of a
+    row is longer, where others would leave too few positions for a tile."""
+
+    tile: Tile
+    sizes: Sizes
+    channels: int
+    channels_out: int
+    step: int
+    met: int
+    streams: bool
+
+    @property
+    def chunks(self) -> int:
+        return ceil(self.channels_out / self.tile.channels)
+
+    @property
+    def met_bytes(self) -> int:
+        return round_up(self.met * MET * 8, LINE)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The rows of taps; a tile's sums that are left, and its outputs of a channel."""
+        left = (self.tile.channels + 1) * self.step * self.tile.width
+        return self.met_bytes + round_up(left * SIZES[self.tile.element], LINE)
+
+
+def lengths(problem: Problem) -> Sizes:
+    """All there is; an image has one group."""
+    d, h, _ = axes(problem)
+    return problem.batch * problem.spec.groups, d.positions, h.positions, inner(problem.spec).positions(problem)
+
+
+def cuts(positions: int, size: int) -> list[tuple[int, int]]:
+    """The parts of a row, each of at least so many positions where there are as many.
+
+    >>> cuts(100, 32), cuts(20, 32)
+    ([(0, 32), (32, 64), (64, 100)], [(0, 20)])
+    """
+    count = max(1, positions // size)
+    return [(i * size, positions if i == count - 1 else (i + 1) * size) for i in range(count)]
+
+
+def block(problem: Problem, target: Target, tile: Tile, threads: int) -> Blocking:
+    """Six tasks a thread and more, of images where there are enough, else of rows, else of parts of rows."""
+    spec, row, (images, d, h, w) = problem.spec, inner(problem.spec), lengths(problem)
+    wanted = 1 if threads == 1 else TASKS * threads
+    d_size = ceil(d / min(d, ceil(wanted / images)))
+    h_size = ceil(h / min(h, ceil(wanted / (images * ceil(d / d_size)))))
+    pieces = ceil(wanted / (images * ceil(d / d_size) * ceil(h / h_size)))
+    w_size = max(round_up(ceil(w / pieces), tile.width), LEAST * tile.width)
+    return Blocking(
+        tile=tile, sizes=(1, d_size, h_size, min(w_size, w)), channels=spec.in_channels // spec.groups,
+        channels_out=spec.out_channels // spec.groups, step=len(row.taps), met=max(len(taps) for taps in row_taps(spec)),
+        streams=target.kind == 2,
+    )  # fmt: skip
