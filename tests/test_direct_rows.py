@@ -148,6 +148,7 @@ def test_plans_take_it_for_few_channels_and_say_why_not_elsewhere() -> None:
     layer: dict[str, Any] = dict(size=(40, 50), in_channels=64, kernel_size=4, stride=2, padding=1)
     lanes = target.lanes(4)
     whys = {
+        "one input channel a group: no sum over channels": runs.make(out_channels=64, groups=64, **layer),
         "65 output channels a group: tiles would go over x too often": runs.make(out_channels=65, **layer),
         "stride 2 x 2 of x: every read would be a gather": runs.make(False, out_channels=64, **layer),
         "193 taps in a row: too many to write out": runs.make(size=(9,), in_channels=2, out_channels=2, kernel_size=193),

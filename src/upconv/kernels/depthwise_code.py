@@ -25,6 +25,9 @@ x, place in the weight) of an outer dimension."""
 PARTS = 4
 """Sums that are under way at once, at least: each FMA waits four cycles for the one before. Taps are summed in parts for that."""
 
+AHEAD = 256
+"""Positions ahead that lines of y are asked for; from 64 to 512 the same within what runs differ by."""
+
 Taps = tuple[tuple[tuple[int, int], ...], ...]
 """For each phase of the innermost dimension: (number of the read, place in the weight) of its taps."""
 
@@ -34,7 +37,7 @@ class Code:
     """Everything that the emitted code depends on. `reads` are places in a row of x, from position 0 on.
 
     A convolution's taps that meet padding count (`padded`): zero times a weight that is not finite is not zero. So many planes
-    are taken `together`.
+    are taken `together`. One that `asks` asks for the lines of y that it will write.
     """
 
     element: str
@@ -44,6 +47,7 @@ class Code:
     taps: Taps
     padded: bool
     together: int
+    asks: bool
     store: Store
 
     @property
@@ -147,6 +151,8 @@ def _emit_rows(
         with f.loop(begin, end, span, name="q") as q:
             q = f.minimum(q, high - span)
             for row in rows:
+                for v in range(vectors * step if code.asks else 0):
+                    f.prefetch(row.y[(q + AHEAD) * step + v * lanes], write=True)
                 store.emit_sums(f, code.store, _sums(f, code, row, q, vectors), row.offset, row.y[q * step])
         begin = end
     last = f.maximum(q1 - lanes, q0)

@@ -52,6 +52,8 @@ def rejects(problem: Problem, target: Target) -> str | None:
         return f"stride {' x '.join(map(str, spec.stride))} of x: every read would be a gather"
     if lanes < 2:
         return "no vectors"
+    if spec.in_channels == spec.groups:
+        return "one input channel a group: no sum over channels"
     if spec.out_channels // spec.groups > CHANNELS:
         return f"{spec.out_channels // spec.groups} output channels a group: tiles would go over x too often"
     row = inner(spec)

@@ -203,8 +203,10 @@ def _emit_rest(code: Code, copy: Function) -> Function:
     left, offsets, out = (p.of(tile.element) for p in (left, offsets, out))
     line, each = left[tile.channels * step * tile.width], step * tile.vectors
     with f.loop(0, here, name="c") as c:
-        sums = [f.load(tile.type, left[c * (each * tile.lanes) + i * tile.lanes]) for i in range(each)]
-        store.emit_sums(f, code.store, sums, f.load(tile.element, offsets[c]), line)
+        offset, of_channel = f.load(tile.element, offsets[c]), left[c * (each * tile.lanes)]
+        with f.loop(0, tile.vectors, name="v") as v:
+            sums = [f.load(tile.type, of_channel[(v + a * tile.vectors) * tile.lanes]) for a in range(step)]
+            store.emit_sums(f, code.store, sums, offset, line[v * (tile.lanes * step)])
         f.call(copy, [line, out[y_channel * c], end])
     return f
 
