@@ -38,6 +38,7 @@ class Blocking:
     vectors: int
     block: int
     table_bytes: int
+    asks: bool
 
     @property
     def workspace_bytes(self) -> int:
@@ -73,7 +74,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     block = max(TABLE // ((taps + 1) * 8), ceil(total / MOST), 1)
     block = min(block, max(1, ceil(total / (6 * threads))), max(1, columns))
     vectors = min(VECTORS, problem.spec.groups // lanes)
-    return Blocking(lanes, vectors, block, round_up((taps + 1) * block * 8, 64))
+    return Blocking(lanes, vectors, block, round_up((taps + 1) * block * 8, 64), target.kind == 2 and vectors > 1)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 
 def _code(problem: Problem, how: Blocking) -> Code:
-    return Code(register_tile.ELEMENTS[problem.dtype], how.lanes, how.vectors, problem.spec.activation)
+    return Code(register_tile.ELEMENTS[problem.dtype], how.lanes, how.vectors, problem.spec.activation, how.asks)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:

@@ -14,15 +14,20 @@ SLOTS = jobs.Slots((*positions.SLOTS, "weight", "bias", "work", "phases", "chann
 WORK, PHASE = 4, 2
 """Numbers a task: set, first column, end, first of the set's phases; a phase: place in y, place in the weights."""
 
+AHEAD, FARTHEST = 512, 4
+"""Elements, and columns at most, ahead that Intel's servers ask for lines of y. Measured: 1.16 over six vocoder layers, 1.17 over
+24 others, those of fewer channels than two vectors, which do not ask, included; twice as far 1.08 and 1.12."""
+
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Everything that the emitted code depends on: `vectors` of channels are summed at a time."""
+    """Everything that the emitted code depends on: `vectors` of channels at a time, which may ask for what they write."""
 
     element: str
     lanes: int
     vectors: int
     activation: Activation | None
+    asks: bool = False
 
 
 def emit(code: Code) -> str:
@@ -45,7 +50,7 @@ def emit(code: Code) -> str:
 def _emit_columns(code: Code) -> Function:
     """`columns(table, width, taps, weight, channels, to, bias)`: the sums of all columns of a table, which go `to` past its places.
 
-    The last vector of channels overlaps the one before. What the next column reads and writes is near, and comes by itself.
+    The last vector of channels overlaps the one before. What the next column reads is near, and comes by itself.
     """
     pointers = ("table", "weight", "bias")
     names = ("table", "width", "taps", "weight", "channels", "to", "bias")
@@ -58,9 +63,15 @@ def _emit_columns(code: Code) -> Function:
     with f.loop(0, width, name="column") as column:
         row = table[column * (taps + 1)]
         y = f.load_pointer(row[taps], code.element)[to]
+        later = y
+        if code.asks:
+            soon = f.minimum(column + f.maximum(f.minimum(f.value(AHEAD) // channels, FARTHEST), 1), width - 1)
+            later = f.load_pointer(table[soon * (taps + 1) + taps], code.element)[to]
         for low, high, vectors in ((f.value(0), whole, code.vectors), (whole, channels, 1)):
             with f.loop(low, high, vectors * lanes, name="c") as at:
                 c = f.minimum(at, channels - vectors * lanes)
+                for v in range(vectors if code.asks else 0):
+                    f.prefetch(later[c + v * lanes], write=True)
                 sums = Carry([f.load(type_, bias[c + v * lanes]) for v in range(vectors)])
                 with f.loop(0, taps, name="tap", carry=sums) as tap:
                     x, w = f.load_pointer(row[tap], code.element)[c], weight[tap * channels + c]

@@ -45,6 +45,8 @@ class Blocking:
     """Pieces of memory that a tap's weights are read in at a time: piece i holds input channels i, i + streams, ..."""
     ahead: int = 0
     """Bytes on from where a tile reads that it asks for weights, or 0."""
+    writes: bool = False
+    """Whether a tile asks for the lines of y that it will write."""
 
     @property
     def first(self) -> bool:
@@ -87,7 +89,8 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     chunks = min((len(_chunks(problem.spec, tile, s)) for s in sets), default=1)
     shares = max(1, min(chunks, ceil(3 * threads / tasks))) if threads > 1 else 1
     tile, ahead = asking(tile, problem, target, block)
-    return Blocking(tile, block, shares, table_bytes(sets, block), streams=streams(problem, target), ahead=ahead)
+    table, many = table_bytes(sets, block), streams(problem, target)
+    return Blocking(tile, block, shares, table, streams=many, ahead=ahead, writes=target.kind == 2)
 
 
 def _tile(problem: Problem, target: Target, threads: int) -> Tile:
@@ -224,7 +227,7 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 
 def _code(problem: Problem, how: Blocking) -> indirect_code.Code:
-    return indirect_code.Code(how.tile, problem.spec.activation, how.first, how.streams, how.ahead)
+    return indirect_code.Code(how.tile, problem.spec.activation, how.first, how.streams, how.ahead, how.writes)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
