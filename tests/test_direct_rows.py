@@ -14,7 +14,7 @@ import kernel_runs as runs
 import upconv
 from fences import Fenced
 from upconv.codegen.target import Target
-from upconv.kernels import direct_rows, reference, store
+from upconv.kernels import direct_rows, reference
 from upconv.kernels import direct_rows_blocks as blocks
 from upconv.spec import Problem, SpecError
 
@@ -107,17 +107,6 @@ def test_weights_that_are_not_finite_meet_the_padding_of_a_convolution(special: 
     given_ = runs.Operands(x, weight, plain.bias, expected)
     got = runs.run_kernel(direct_rows, problem, given_, runs.target_of(LEVELS[0]))
     np.testing.assert_array_equal(got, expected)
-
-
-def test_large_outputs_go_round_the_caches_on_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of whole lines, where the last tile of a row overlaps the one before as well; elsewhere there is no code for it."""
-    problem = runs.make(size=(3, 80), in_channels=5, out_channels=6, kernel_size=2, stride=2)
-    emitted = [direct_rows.emit(problem, direct_rows.blocking(problem, t, 2)) for t in (SERVER, replace(SERVER, fmas=1))]
-    assert "!nontemporal" in emitted[0]
-    assert "!nontemporal" not in emitted[1]
-    monkeypatch.setattr(store, "ROUND", 0)
-    assert direct_rows.bind(problem, direct_rows.blocking(problem, SERVER, 2)).slots["y_round"] == 1
-    check(problem)
 
 
 def test_rows_are_cut_where_each_part_has_a_tile() -> None:

@@ -73,7 +73,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """The tile that suits the layer, and blocks for so many threads."""
-    return block(problem, target, choose_tile(problem, target), threads)
+    return block(problem, choose_tile(problem, target), threads)
 
 
 def choose_tile(problem: Problem, target: Target) -> Tile:
@@ -141,7 +141,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "step_d": d.step, "step_h": h.step, "channels": how.channels, "channels_out": how.channels_out, "groups": spec.groups,
         "chunks": how.chunks, "tap_rows": prod(spec.kernel_size[:-1]), "y_channel": prod(problem.output_size),
         "ask_x": AHEAD * tile.width if flat else dims["w"].size, "ask_y": (tile.width * step) if flat else dims["w"].out_size,
-        "met_bytes": how.met_bytes, "workspace_bytes": how.workspace_bytes, **store.numbers(problem),
+        "met_bytes": how.met_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     rows = scatter.row_taps(spec)
     starts = np.cumsum([0] + [len(taps) for taps in rows])
@@ -174,7 +174,7 @@ def code_name(problem: Problem, how: Blocking, target: Target) -> str:
 
 def _code(problem: Problem, how: Blocking) -> Code:
     row = inner(problem.spec)
-    finish = store.store_of(how.tile.element, how.tile.lanes, len(row.taps), problem.spec.activation, how.streams)
+    finish = store.store_of(how.tile.element, how.tile.lanes, len(row.taps), problem.spec.activation)
     return Code(how.tile, row.reads, row.taps, not problem.spec.transposed, finish)
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import ceil
 
 from upconv.codegen.ir import SIZES
-from upconv.codegen.target import LINE, Target
+from upconv.codegen.target import LINE
 from upconv.kernels.direct_rows_code import MET, Taps, Tile
 from upconv.kernels.geometry import round_up
 from upconv.kernels.scatter import Sizes, axes, row_taps
@@ -58,7 +58,6 @@ class Blocking:
     channels_out: int
     step: int
     met: int
-    streams: bool
 
     @property
     def chunks(self) -> int:
@@ -91,7 +90,7 @@ def cuts(positions: int, size: int) -> list[tuple[int, int]]:
     return [(i * size, positions if i == count - 1 else (i + 1) * size) for i in range(count)]
 
 
-def block(problem: Problem, target: Target, tile: Tile, threads: int) -> Blocking:
+def block(problem: Problem, tile: Tile, threads: int) -> Blocking:
     """Six tasks a thread and more, of images where there are enough, else of rows, else of parts of rows."""
     spec, row, (images, d, h, w) = problem.spec, inner(problem.spec), lengths(problem)
     wanted = 1 if threads == 1 else TASKS * threads
@@ -102,5 +101,4 @@ def block(problem: Problem, target: Target, tile: Tile, threads: int) -> Blockin
     return Blocking(
         tile=tile, sizes=(1, d_size, h_size, min(w_size, w)), channels=spec.in_channels // spec.groups,
         channels_out=spec.out_channels // spec.groups, step=len(row.taps), met=max(len(taps) for taps in row_taps(spec)),
-        streams=target.kind == 2,
     )  # fmt: skip

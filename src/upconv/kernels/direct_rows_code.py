@@ -16,8 +16,8 @@ from upconv.kernels.store import Store
 
 SLOTS = jobs.Slots(
     (
-        "x", *store.SLOTS, "weight", "work", "phases", "taps", "zeros", "channels", "channels_out", "groups", "size_d", "size_h",
-        "size_w", "out_d", "out_h", "out_w", "step_d", "step_h", "chunks", "tap_rows", "ask_x", "ask_y", "met_bytes",
+        "x", "y", "y_channel", "bias", "weight", "work", "phases", "taps", "zeros", "channels", "channels_out", "groups", "size_d",
+        "size_h", "size_w", "out_d", "out_h", "out_w", "step_d", "step_h", "chunks", "tap_rows", "ask_x", "ask_y", "met_bytes",
     )
 )  # fmt: skip
 MET = 3
@@ -79,7 +79,7 @@ def emit(code: Code) -> str:
     inner, edge = _emit_tile(code, rest, False), _emit_tile(code, rest, True)
 
     def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
-        names = ("y_channel", "y_round", *SLOTS.names[SLOTS.names.index("channels") :])
+        names = ("y_channel", *SLOTS.names[SLOTS.names.index("channels") :])
         s = {name: SLOTS.read(f, job, name) for name in names}
         image, _, d0, d1, h0, h1, w0, w1 = scatter.emit_work(f, SLOTS.pointer(f, job, "work", "i64")[number * scatter.WORK])
         met, left, group = workspace.of("i64"), workspace[s["met_bytes"]], image % s["groups"]
@@ -104,7 +104,6 @@ def emit(code: Code) -> str:
                     f.call(inner, arguments)
                 with f.otherwise(inside, name="edge"):
                     f.call(edge, arguments)
-        store.emit_done(f, code.store, s["y_round"])
 
     return module([copy, rest, inner, edge, jobs.emit_entry("entry", SLOTS, task)])
 
@@ -145,7 +144,7 @@ def _emit_tile(code: Code, rest: Function, edge: bool) -> Function:
     job, met, count, weight, bias, at, end, out, left = f.arguments
     met = met.of("i64")
     weight, bias, out, left = (p.of(tile.element) for p in (weight, bias, out, left))
-    slots = ("channels", "channels_out", "chunks", "tap_rows", "y_channel", "y_round", "size_w", "ask_x", "ask_y")
+    slots = ("channels", "channels_out", "chunks", "tap_rows", "y_channel", "size_w", "ask_x", "ask_y")
     s = {name: SLOTS.read(f, job, name) for name in slots}
     masks = _masks(f, code, at, s["size_w"]) if edge else {}
     chunk_size = s["tap_rows"] * s["channels"] * (code.kernel * tile.channels)
@@ -176,22 +175,13 @@ def _masks(f: Function, code: Code, at: Value, size: Value) -> dict[tuple[int, i
 
 
 def _emit_whole(f: Function, code: Code, sums: list[Value], offsets: Value, out: Value, s: dict[str, Value]) -> None:
-    """Stores all of a tile's sums, in the caches or round them."""
+    """Stores all of a tile's sums. Where the next ones will go is asked for."""
     each = len(code.taps) * code.tile.vectors
-
-    def put(around: int) -> None:
-        for c in range(code.tile.channels):
-            offset = f.load(code.tile.element, offsets[c])
-            store.emit_sums(f, code.store, sums[c * each : (c + 1) * each], offset, out[s["y_channel"] * c], around)
-
-    with store.cached(f, code.store, s["y_round"]):
-        for c in range(code.tile.channels):
-            for v in range(each):
-                f.prefetch(out[s["y_channel"] * c + s["ask_y"] + v * code.tile.lanes], write=True)
-        put(0)
-    if code.store.streams:
-        with f.when(s["y_round"] > 0, name="around"):
-            put(1)
+    for c in range(code.tile.channels):
+        row, offset = out[s["y_channel"] * c], f.load(code.tile.element, offsets[c])
+        for v in range(each):
+            f.prefetch(row[s["ask_y"] + v * code.tile.lanes], write=True)
+        store.emit_sums(f, code.store, sums[c * each : (c + 1) * each], offset, row)
 
 
 def _emit_rest(code: Code, copy: Function) -> Function:

@@ -178,7 +178,7 @@ def emit_weave(
             f.store(column, out[step * i + first])
 
 
-def emit_sums(f: Function, store: Store, sums: list[Value], offset: Value, out: Value, around: Int = 0) -> None:
+def emit_sums(f: Function, store: Store, sums: list[Value], offset: Value, out: Value) -> None:
     """The same for sums of several vectors of columns side by side, [phase][vector]; at most as many phases as lanes."""
     vectors = len(sums) // store.step
     for v in range(vectors):
@@ -187,7 +187,7 @@ def emit_sums(f: Function, store: Store, sums: list[Value], offset: Value, out: 
             assert isinstance(a, int)
             return sums[a * vectors + v]
 
-        emit_weave(f, store, phase, offset, f.value(store.step), out[v * store.lanes * store.step], around)
+        emit_weave(f, store, phase, offset, f.value(store.step), out[v * store.lanes * store.step])
 
 
 def emit_ends(f: Function, lanes: int, inner: tuple[Value, Value], q0: Value, q1: Value) -> tuple[Value, Value, Value, Value]:
