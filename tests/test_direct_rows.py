@@ -109,6 +109,17 @@ def test_weights_that_are_not_finite_meet_the_padding_of_a_convolution(special: 
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("kernel_size", [(1, 5), (3, 1)])
+def test_rows_of_padding_are_rows_of_zeros(kernel_size: tuple[int, int]) -> None:
+    """Of a convolution, whatever its taps beside them."""
+    fenced = Fenced(True)
+    check(
+        runs.make(False, size=(2, 70), in_channels=5, out_channels=4, kernel_size=kernel_size, padding=((2, 1), (2, 1))),
+        buffers=fenced,
+    )
+    assert fenced.untouched()
+
+
 def test_rows_are_cut_where_each_part_has_a_tile() -> None:
     assert blocks.cuts(131, 32) == [(0, 32), (32, 64), (64, 96), (96, 131)]
     assert blocks.cuts(31, 32) == [(0, 31)]

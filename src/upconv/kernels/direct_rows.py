@@ -145,7 +145,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     }  # fmt: skip
     rows = scatter.row_taps(spec)
     starts = np.cumsum([0] + [len(taps) for taps in rows])
-    row, padded = inner(spec), not spec.transposed and prod(spec.kernel_size[:-1]) > 1
+    row, padded = inner(spec), not spec.transposed and any(sum(ends) for ends in spec.padding[:-1])
     line = max(0, -row.reads[0]) + row.positions(problem) + tile.width + max(0, row.reads[-1]) if padded else 1
     tables = {
         "work": np.array(_work(problem, how), np.int64),
