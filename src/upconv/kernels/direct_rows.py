@@ -160,7 +160,7 @@ def _work(problem: Problem, how: Blocking) -> list[tuple[int, ...]]:
     """First and end in each dimension of every block."""
     images, d, h, w = lengths(problem)
     ends = [[(low, min(low + size, n)) for low in range(0, n, size)] for n, size in zip((images, d, h), how.sizes, strict=False)]
-    return [tuple(end for pair in block for end in pair) for block in product(*ends, cuts(w, how.sizes[3]))]
+    return [tuple(end for pair in block for end in pair) for block in product(*ends, cuts(w, how.sizes[3], how.tile.width))]
 
 
 # -- code --------------------------------------------------------------------------------------------------------------
@@ -194,12 +194,13 @@ def emit(problem: Problem, how: Blocking) -> str:
 def tasks(problem: Problem, how: Blocking) -> int:
     """Independent pieces of work."""
     images, d, h, w = lengths(problem)
-    return images * ceil(d / how.sizes[1]) * ceil(h / how.sizes[2]) * len(cuts(w, how.sizes[3]))
+    return images * ceil(d / how.sizes[1]) * ceil(h / how.sizes[2]) * len(cuts(w, how.sizes[3], how.tile.width))
 
 
 def _tiles(problem: Problem, how: Blocking) -> int:
     """Tiles of a row."""
-    return sum(ceil((end - first) / how.tile.width) for first, end in cuts(lengths(problem)[3], how.sizes[3]))
+    parts = cuts(lengths(problem)[3], how.sizes[3], how.tile.width)
+    return sum(ceil((end - first) / how.tile.width) for first, end in parts)
 
 
 def _met(problem: Problem) -> float:

@@ -50,7 +50,7 @@ def inner(spec: ConvSpec) -> Inner:
 @dataclass(frozen=True, slots=True)
 class Blocking:
     """Sizes of the loops. `sizes` counts images (of one group each) and positions of the output in d, h and w; the last block of a
-    row is longer, where others would leave too few positions for a tile."""
+    row is longer where there would be too few positions for a tile."""
 
     tile: Tile
     sizes: Sizes
@@ -80,14 +80,14 @@ def lengths(problem: Problem) -> Sizes:
     return problem.batch * problem.spec.groups, d.positions, h.positions, inner(problem.spec).positions(problem)
 
 
-def cuts(positions: int, size: int) -> list[tuple[int, int]]:
-    """The parts of a row, each of at least so many positions where there are as many.
+def cuts(positions: int, size: int, least: int) -> list[tuple[int, int]]:
+    """The parts of a row, of so many positions each; the last may have fewer, but `least`, or else goes with the one before.
 
-    >>> cuts(100, 32), cuts(20, 32)
-    ([(0, 32), (32, 64), (64, 100)], [(0, 20)])
+    >>> cuts(104, 48, 8), cuts(100, 48, 8), cuts(4, 48, 8)
+    ([(0, 48), (48, 96), (96, 104)], [(0, 48), (48, 100)], [(0, 4)])
     """
-    count = max(1, positions // size)
-    return [(i * size, positions if i == count - 1 else (i + 1) * size) for i in range(count)]
+    firsts = list(range(0, max(1, positions - least + 1), size))
+    return list(zip(firsts, [*firsts[1:], positions], strict=True))
 
 
 def block(problem: Problem, tile: Tile, threads: int) -> Blocking:
