@@ -35,9 +35,6 @@ MOST = 192
 """Products of a channel of x that are written out at most: more would take a second to compile."""
 CHANNELS = 64
 """Output channels at most: 64 -> 128 k1 on 248 x 216 takes 1.6 times the time of `direct`."""
-AHEAD = 2
-"""Tiles ahead that lines of x are asked for, into the second-level cache. Measured against one tile, into the first: 1.08 over six
-layers of vocoders, 1.11 over fifteen others, up to 1.85 for many channels of few products; one, into the second, 0.96 and 0.98."""
 
 
 # -- the choice ------------------------------------------------------------------------------------------------------------
@@ -134,19 +131,17 @@ def packing(problem: Problem, how: Blocking) -> object:
 def bind(problem: Problem, how: Blocking) -> jobs.Bound:
     """The job's numbers and tables for these sizes."""
     spec, dims = problem.spec, dict(zip("dhw", axes(problem), strict=True))
-    d, h = dims["d"], dims["h"]
-    tile, step, flat = how.tile, how.step, h.out_size == 1
+    d, h, _ = dims.values()
     slots = {
         **{f"size_{n}": a.size for n, a in dims.items()}, **{f"out_{n}": a.out_size for n, a in dims.items()},
         "step_d": d.step, "step_h": h.step, "channels": how.channels, "channels_out": how.channels_out, "groups": spec.groups,
         "chunks": how.chunks, "tap_rows": prod(spec.kernel_size[:-1]), "y_channel": prod(problem.output_size),
-        "ask_x": AHEAD * tile.width if flat else dims["w"].size, "ask_y": (tile.width * step) if flat else dims["w"].out_size,
         "met_bytes": how.met_bytes, "workspace_bytes": how.workspace_bytes,
     }  # fmt: skip
     rows = scatter.row_taps(spec)
     starts = np.cumsum([0] + [len(taps) for taps in rows])
     row, padded = inner(spec), not spec.transposed and any(sum(ends) for ends in spec.padding[:-1])
-    line = max(0, -row.reads[0]) + row.positions(problem) + tile.width + max(0, row.reads[-1]) if padded else 1
+    line = max(0, -row.reads[0]) + row.positions(problem) + how.tile.width + max(0, row.reads[-1]) if padded else 1
     tables = {
         "work": np.array(_work(problem, how), np.int64),
         "phases": np.array([(int(start), len(taps)) for start, taps in zip(starts, rows, strict=False)], np.int64),

@@ -17,7 +17,7 @@ from upconv.kernels.store import Store
 SLOTS = jobs.Slots(
     (
         "x", "y", "y_channel", "bias", "weight", "work", "phases", "taps", "zeros", "channels", "channels_out", "groups", "size_d",
-        "size_h", "size_w", "out_d", "out_h", "out_w", "step_d", "step_h", "chunks", "tap_rows", "ask_x", "ask_y", "met_bytes",
+        "size_h", "size_w", "out_d", "out_h", "out_w", "step_d", "step_h", "chunks", "tap_rows", "met_bytes",
     )
 )  # fmt: skip
 MET = 3
@@ -25,6 +25,10 @@ MET = 3
 are in a chunk's."""
 TOGETHER = 48
 """Products that are written out, at least: counting takes as long as a few of them."""
+AHEAD = 2
+"""Tiles ahead that lines of x are asked for, into the second-level cache. Measured against one tile, into the first: 1.08 over six
+layers of vocoders, 1.11 over fifteen others, up to 1.85 for many channels of few products; one, into the second, 0.96 and 0.98. For
+images a row ahead, of y too, 0.96 to 0.98 over sixteen."""
 
 Taps = tuple[tuple[tuple[int, int], ...], ...]
 """For each phase of the innermost dimension: (number of the read, kernel index) of its taps."""
@@ -144,7 +148,7 @@ def _emit_tile(code: Code, rest: Function, edge: bool) -> Function:
     job, met, count, weight, bias, at, end, out, left = f.arguments
     met = met.of("i64")
     weight, bias, out, left = (p.of(tile.element) for p in (weight, bias, out, left))
-    slots = ("channels", "channels_out", "chunks", "tap_rows", "y_channel", "size_w", "ask_x", "ask_y")
+    slots = ("channels", "channels_out", "chunks", "tap_rows", "y_channel", "size_w")
     s = {name: SLOTS.read(f, job, name) for name in slots}
     masks = _masks(f, code, at, s["size_w"]) if edge else {}
     chunk_size = s["tap_rows"] * s["channels"] * (code.kernel * tile.channels)
@@ -180,7 +184,7 @@ def _emit_whole(f: Function, code: Code, sums: list[Value], offsets: Value, out:
     for c in range(code.tile.channels):
         row, offset = out[s["y_channel"] * c], f.load(code.tile.element, offsets[c])
         for v in range(each):
-            f.prefetch(row[s["ask_y"] + v * code.tile.lanes], write=True)
+            f.prefetch(row[(each + v) * code.tile.lanes], write=True)
         store.emit_sums(f, code.store, sums[c * each : (c + 1) * each], offset, row)
 
 
@@ -205,7 +209,7 @@ def _sums(
     f: Function, code: Code, met: Value, count: Value, weight: Value, at: Value, s: dict[str, Value],
     masks: dict[tuple[int, int], Value],
 ) -> list[Value]:  # fmt: skip
-    """A tile's sums, [channel][phase][vector]. What the next tile or row reads is asked for."""
+    """A tile's sums, [channel][phase][vector]. What tiles further on read is asked for."""
     tile, each = code.tile, code.kernel * code.tile.channels
     over_taps = Carry([Value(f, "zeroinitializer", tile.type)] * (tile.channels * len(code.taps) * tile.vectors))
     several = max(1, ceil(TOGETHER / (each * tile.vectors)))
@@ -218,7 +222,7 @@ def _sums(
                 *sums, x, w = steps.values
                 for _ in range(size):
                     for v in range(tile.vectors):
-                        f.prefetch(x[s["ask_x"] + v * tile.lanes], nearest=False)
+                        f.prefetch(x[AHEAD * tile.width + v * tile.lanes], nearest=False)
                     sums = _products(f, code, sums, x, w, masks)
                     x, w = x[pitch], w[each]
                 steps.next = [*sums, x, w]
