@@ -19,9 +19,8 @@ from upconv.codegen.target import Target
 from upconv.kernels import depthwise_code, register_tile, store, weights
 from upconv.kernels import job as jobs
 from upconv.kernels.depthwise_code import Code
-from upconv.kernels.geometry import folded, round_up
-from upconv.shapes.phase import phase_taps
-from upconv.spec import ConvSpec, Problem
+from upconv.kernels.geometry import folded, inner_taps, round_up
+from upconv.spec import Problem
 
 NAME = "depthwise"
 SLOTS = depthwise_code.SLOTS
@@ -74,22 +73,10 @@ def _three(values: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=512)
-def _taps(spec: ConvSpec) -> tuple[tuple[int, ...], depthwise_code.Taps]:
-    """(places read in a row from position 0 on, each phase's taps) of the innermost dimension."""
-    k, s, l, before = spec.kernel_size[-1], spec.stride[-1], spec.dilation[-1], spec.padding[-1][0]
-    if spec.transposed:
-        phases = [phase_taps(k, s, before, l, a) for a in range(s)]
-    else:
-        phases = [tuple((i, l * i - before) for i in range(k))]
-    reads = sorted({at for phase in phases for _, at in phase})
-    return tuple(reads), tuple(tuple((reads.index(at), i) for i, at in phase) for phase in phases)
-
-
-@lru_cache(maxsize=512)
 def _inner(problem: Problem) -> Inner:
     """The innermost dimension of a problem."""
     size, out = problem.input_size[-1], problem.output_size[-1]
-    reads, taps = _taps(problem.spec)
+    reads, taps = inner_taps(problem.spec)
     low = max([0, *(-r for r in reads)])
     high = min([out // len(taps), *(size - r for r in reads)])
     return Inner(ceil(out / len(taps)), low, max(high, low))
@@ -97,7 +84,7 @@ def _inner(problem: Problem) -> Inner:
 
 def code_of(problem: Problem, lanes: int, vectors: int, together: int, asks: bool) -> Code:
     """What of a problem changes the code."""
-    reads, taps = _taps(problem.spec)
+    reads, taps = inner_taps(problem.spec)
     element = register_tile.ELEMENTS[problem.dtype]
     finish = store.store_of(element, lanes, len(taps), problem.spec.activation)
     return Code(element, lanes, vectors, reads, taps, not problem.spec.transposed, together, asks, finish)
@@ -128,7 +115,7 @@ def rejects(problem: Problem, target: Target) -> str | None:
 @lru_cache(maxsize=512)
 def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     """Six tasks a thread and more, of planes where there are enough, else of rows, else of parts of rows."""
-    lanes, (_, taps) = target.lanes(problem.itemsize), _taps(problem.spec)
+    lanes, (_, taps) = target.lanes(problem.itemsize), inner_taps(problem.spec)
     vectors = max(1, min(SUMS // len(taps), MOST // sum(len(t) for t in taps)))
     planes, wanted = problem.batch * problem.spec.out_channels, 1 if threads == 1 else 6 * threads
     d, h, _ = _three(problem.output_size)
@@ -257,7 +244,7 @@ def macs(problem: Problem, how: Blocking) -> int:
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: products or reads of each row's vectors, whichever take longer, the store, and the rows' ends."""
-    spec, inner, (reads, taps) = problem.spec, _inner(problem), _taps(problem.spec)
+    spec, inner, (reads, taps) = problem.spec, _inner(problem), inner_taps(problem.spec)
     d, h, _ = _three(problem.output_size)
     outer = prod(spec.kernel_size[:-1]) / (prod(spec.stride[:-1]) if spec.transposed else 1)
     products, step = sum(len(t) for t in taps), len(taps)
@@ -280,6 +267,6 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
 
 def describe(problem: Problem, how: Blocking) -> str:
     """The kernel's way with the problem, in a few words."""
-    phases = len(_taps(problem.spec)[1])
+    phases = len(inner_taps(problem.spec)[1])
     what = f"{phases} phases of a row at once" if phases > 1 else "rows"
     return f"{what}, {how.vectors} vectors at a time, tasks of {how.planes} planes x {how.rows} rows x {how.positions} positions"

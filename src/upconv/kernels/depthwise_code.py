@@ -8,7 +8,7 @@ from functools import reduce
 from upconv.codegen.ir import SIZES, Carry, Function, Value, module, vector
 from upconv.kernels import columns, store
 from upconv.kernels import job as jobs
-from upconv.kernels.geometry import round_up
+from upconv.kernels.geometry import PhaseTaps, round_up
 from upconv.kernels.store import Store
 
 SLOTS = jobs.Slots(
@@ -28,9 +28,6 @@ PARTS = 4
 AHEAD = 256
 """Positions ahead that lines of y are asked for; from 64 to 512 the same within what runs differ by."""
 
-Taps = tuple[tuple[tuple[int, int], ...], ...]
-"""For each phase of the innermost dimension: (number of the read, place in the weight) of its taps."""
-
 
 @dataclass(frozen=True, slots=True)
 class Code:
@@ -44,7 +41,7 @@ class Code:
     lanes: int
     vectors: int
     reads: tuple[int, ...]
-    taps: Taps
+    taps: PhaseTaps
     padded: bool
     together: int
     asks: bool

@@ -8,10 +8,9 @@ from math import ceil
 
 from upconv.codegen.ir import SIZES
 from upconv.codegen.target import LINE
-from upconv.kernels.direct_rows_code import MET, Taps, Tile
-from upconv.kernels.geometry import round_up
+from upconv.kernels.direct_rows_code import MET, Tile
+from upconv.kernels.geometry import PhaseTaps, inner_taps, round_up
 from upconv.kernels.scatter import Sizes, axes, row_taps
-from upconv.shapes.phase import phase_taps
 from upconv.spec import ConvSpec, Problem
 
 TASKS, LEAST = 6, 4
@@ -23,7 +22,7 @@ class Inner:
     """The innermost dimension: position q has the outputs step * q + phase, and reads x at q + each of the reads."""
 
     reads: tuple[int, ...]
-    taps: Taps
+    taps: PhaseTaps
 
     @property
     def kernel(self) -> int:
@@ -38,13 +37,7 @@ class Inner:
 @lru_cache(maxsize=512)
 def inner(spec: ConvSpec) -> Inner:
     """The innermost dimension of a layer."""
-    k, s, l, before = spec.kernel_size[-1], spec.stride[-1], spec.dilation[-1], spec.padding[-1][0]
-    if spec.transposed:
-        phases = [phase_taps(k, s, before, l, a) for a in range(s)]
-    else:
-        phases = [tuple((i, l * i - before) for i in range(k))]
-    reads = sorted({at for phase in phases for _, at in phase})
-    return Inner(tuple(reads), tuple(tuple((reads.index(at), i) for i, at in phase) for phase in phases))
+    return Inner(*inner_taps(spec))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from math import ceil
 from upconv.codegen.ir import Carry, Function, Value, module, vector
 from upconv.kernels import columns, scatter, store
 from upconv.kernels import job as jobs
+from upconv.kernels.geometry import PhaseTaps
 from upconv.kernels.store import Store
 
 SLOTS = jobs.Slots(
@@ -29,9 +30,6 @@ AHEAD = 2
 """Tiles ahead that lines of x are asked for, into the second-level cache. Measured against one tile, into the first: 1.08 over six
 layers of vocoders, 1.11 over fifteen others, up to 1.85 for many channels of few products; one, into the second, 0.96 and 0.98. For
 images a row ahead, of y too, 0.96 to 0.98 over sixteen."""
-
-Taps = tuple[tuple[tuple[int, int], ...], ...]
-"""For each phase of the innermost dimension: (number of the read, kernel index) of its taps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class Code:
 
     tile: Tile
     reads: tuple[int, ...]
-    taps: Taps
+    taps: PhaseTaps
     padded: bool
     store: Store
 

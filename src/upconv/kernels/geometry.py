@@ -123,6 +123,22 @@ def _transposed_phases(
     return tuple(phases)
 
 
+PhaseTaps = tuple[tuple[tuple[int, int], ...], ...]
+"""For each phase of the innermost dimension: (number of the read, kernel index) of its taps."""
+
+
+@lru_cache(maxsize=512)
+def inner_taps(spec: ConvSpec) -> tuple[tuple[int, ...], PhaseTaps]:
+    """(places read in a row from position 0 on, each phase's taps) of the innermost dimension, phases by the output's index."""
+    k, s, l, before = spec.kernel_size[-1], spec.stride[-1], spec.dilation[-1], spec.padding[-1][0]
+    if spec.transposed:
+        phases = [phase_taps(k, s, before, l, a) for a in range(s)]
+    else:
+        phases = [tuple((i, l * i - before) for i in range(k))]
+    reads = sorted({at for phase in phases for _, at in phase})
+    return tuple(reads), tuple(tuple((reads.index(at), i) for i, at in phase) for phase in phases)
+
+
 def _conv_taps(size: int, out_size: int, kernel: int, stride: int, before: int, dilation: int) -> Taps:
     """A convolution's taps, without those that meet only padding."""
     taps = []
