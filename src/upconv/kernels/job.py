@@ -1,7 +1,8 @@
 """What the host hands to emitted code: one array of 64-bit slots, and the loop that draws tasks from it.
 
 Every kernel's entry is `entry(job)`. Any number of threads may call it with the same job: each takes a ticket (its share of
-the workspace) and draws task numbers from an atomic counter until none are left.
+the workspace) and draws task numbers from an atomic counter until none are left: every other thread from the last one down, so that
+each goes on beside what its caches hold.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from upconv.codegen.ir import Function, Value
 
 NEXT, TASKS, TICKET, WORKSPACE, WORKSPACE_BYTES = range(5)
 COMMON = ("next", "tasks", "ticket", "workspace", "workspace_bytes")
+FROM_END = 1 << 32
+"""What a task drawn from the end counts in `next`, where one from the front counts 1."""
 
 
 class Slots:
@@ -42,6 +45,11 @@ Task = Callable[[Function, Value, Value, Value], None]
 def emit_entry(name: str, slots: Slots, task: Task, prepare: Task | None = None) -> Function:
     """`entry(job)`: draws tasks; `task(f, job, number, workspace)` writes the code of one.
 
+    Threads draw them from both ends: a task reads rows that its neighbour has read, and in a layer's next call a thread finds its
+    part where it left it. 1.02 to 1.07 times as fast for Winograd of few output channels, 1.01 over 108 layers. Shares of a block
+    are drawn from the front by all: in opposite order two threads do not read the same weights at the same time, and six vocoders
+    and codecs took 0.89 to 0.94 of the speed.
+
     `prepare` writes what comes before the tasks that are shares of one block (see `place_of`): what they have in common is left in
     the workspace by the first that a thread draws, and found there by those that it draws after it.
     """
@@ -50,15 +58,21 @@ def emit_entry(name: str, slots: Slots, task: Task, prepare: Task | None = None)
     ticket = f.emit(f"atomicrmw add ptr {job[TICKET].text}, i64 1 monotonic, align 8", "i64")
     workspace = slots.pointer(f, job, "workspace", "i8")[ticket * slots.read(f, job, "workspace_bytes")]
     count = slots.read(f, job, "tasks")
+    from_end = (ticket % 2).equals(1)
+    if "splits" in slots.index:
+        from_end = from_end & (slots.read(f, job, "splits") < 2)
+    one = f.select(from_end, FROM_END, 1)
     draw, work, done = f.label("draw"), f.label("task"), f.label("done")
     ready = f.emit("alloca i64, align 8", "ptr") if prepare else None
     if ready:
         f.store(f.value(-1), ready)
     f.do(f"br label %{draw}")
     f.start(draw)
-    number = f.emit(f"atomicrmw add ptr {job[NEXT].text}, i64 1 monotonic, align 8", "i64")
-    f.do(f"br i1 {(number < count).text}, label %{work}, label %{done}")
+    drawn = f.emit(f"atomicrmw add ptr {job[NEXT].text}, i64 {one.text} monotonic, align 8", "i64")
+    front, end = drawn % FROM_END, drawn // FROM_END
+    f.do(f"br i1 {(front + end < count).text}, label %{work}, label %{done}")
     f.start(work)
+    number = f.select(from_end, count - 1 - end, front)
     if prepare and ready:
         s = {slot: slots.read(f, job, slot) for slot in PLACE}
         block, _, group = place_of(number, s)
@@ -86,6 +100,15 @@ def place_of(number: Value, s: dict[str, Value]) -> tuple[Value, Value, Value]:
     first = rest // (s["abreast"] * s["splits"]) * s["abreast"]
     rest, abreast = rest - first * s["splits"], number.function.minimum(s["abreast"], s["block_count"] - first)
     return first + rest % abreast, rest // abreast, group
+
+
+def following(block: Value, s: dict[str, Value]) -> Value:
+    """The block that a thread draws after this one, where blocks are not shared; there may be none of that number.
+
+    Half of the threads that draw blocks `abreast` come from the front, and half from the end; one thread alone from the front.
+    """
+    f, many, half = block.function, s["abreast"], (s["abreast"] + 1) // 2
+    return f.select((block * 2 < s["block_count"]) | (many < 2), block + half, block - half)
 
 
 def prepared(blocks: int, splits: int, threads: int) -> float:

@@ -153,8 +153,8 @@ def emit(code: Code) -> str:
         register_tiles = s["strips"] * (wide // tile.width + wide % tile.width // tile.lanes)
         with f.when(s["asks_written"] > 0, name="written"):
             f.call(do_written, [job, table, s["room"], vectors, to_write])
-        following = position + SLOTS.read(f, job, "ticket")  # this thread's next block, if all threads are as fast
-        with f.when((s["asks_read"] > 0) & (following < s["block_count"]), name="read"):
+        following = jobs.following(position, s)
+        with f.when((s["asks_read"] > 0) & (following >= 0) & (following < s["block_count"]), name="read"):
             next_low, next_width = columns.emit_cut(f, s, following)
             f.call(do_read, [job, next_low, next_low + next_width, to_read])
             every = register_tiles * (last_chunk - first)
