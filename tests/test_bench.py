@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
@@ -96,7 +97,7 @@ def test_a_file_that_is_no_table(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_measured_within_reason() -> None:
-    found = machine.measure(1, tries=2)
+    found = machine.Gauge(1).best(2)
     nominal = upconv.plan((1, 4, 6, 6), (4, 4, 3, 3)).target.peak_flops(4)
     assert 0.05 * nominal < found.flops < 3 * nominal
     assert 1e8 < found.bytes < 1e12
@@ -180,6 +181,17 @@ def test_a_rival_that_fails_or_is_wrong_is_not_timed() -> None:
     assert found.refused == {"broken": "no such layer", "wrong": "its result is not torch's"}
     assert set(found.times) == {"upconv", "torch"}
     assert found.cold is None
+
+
+def test_the_machine_takes_part_where_it_is_asked_to() -> None:
+    gauge = machine.Gauge(1)
+    with contest.using(1):
+        found = contest.play(layer(), {}, 1, seconds=0, with_cold=False, gauge=gauge)
+    assert set(found.times) == {"upconv"}  # it is no rival
+    assert found.machine is not None
+    best = gauge.best(2)
+    assert 0.02 * best.flops < found.machine.flops < 2 * best.flops
+    assert 0.02 * best.bytes < found.machine.bytes < 2 * best.bytes
 
 
 def test_rivals_by_name() -> None:
@@ -302,6 +314,24 @@ def test_summary() -> None:
     assert found["fastest_rival_is"] == {"ONNX Runtime": 1, "torch": 1}
     assert TWO.machine.flops == 2e9
     assert TWO.fraction(TWO.outcomes[0]) == pytest.approx(TWO.outcomes[0].layer.problem.flops / 2e9 / 1e-3)
+
+
+def test_the_limit_in_turn_is_what_the_machine_did_beside_the_layer() -> None:
+    slow, fast = (Machine("a processor", "avx2", 2, flops, 1e15) for flops in (1e9, 3e9))
+    a, b = TWO.outcomes
+    assert report.fraction_in_turn(a) is None
+    found = a_report(replace(a, machine=slow), replace(b, machine=fast))
+    flops = a.layer.problem.flops
+    assert report.summary(TWO)["limit_in_turn"] is None
+    assert report.summary(found)["limit_in_turn"]["geometric_mean"] == pytest.approx(flops / 1e9 / 1e-3 * (1 / 3 / 2) ** 0.5)
+    assert [entry["in_turn"] for entry in report.as_json(found)["layers"]] == [{"flops": f, "bytes": 1e15} for f in (1e9, 3e9)]
+    text = report.markdown(found)
+    assert "timed in turn with each layer, 2 and 1000000.0 in the median" in text
+    assert "Of it at the rates measured in turn with each layer: geometric mean **" in text
+    assert "in turn with each layer" not in report.markdown(TWO)
+    both = contest.settled([found.outcomes[0], replace(found.outcomes[1], layer=a.layer)])
+    assert both.machine is not None
+    assert both.machine.flops == 2e9
 
 
 def test_json_can_be_read_back() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from upconv import execute
 from upconv.bench import cold, rivals, timing
+from upconv.bench.machine import Gauge, Machine
 from upconv.bench.suite import Layer
 from upconv.bench.timing import Times, race
 from upconv.codegen import threads
@@ -26,7 +27,8 @@ class Outcome:
     """What one layer's contest gave. Times are in seconds.
 
     `first` holds each contender's time from nothing to its first result, `refused` why a rival did not take part;
-    `difference` is our largest from `judge`, relative to its largest output.
+    `difference` is our largest from `judge`, relative to its largest output; `machine` is what the machine did in turn with
+    the contenders.
     """
 
     layer: Layer
@@ -38,6 +40,7 @@ class Outcome:
     judge: str | None = None
     difference: float | None = None
     cold: cold.Cold | None = None
+    machine: Machine | None = None
 
     @property
     def ours(self) -> float:
@@ -125,11 +128,15 @@ def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
 def settled(several: Sequence[Outcome]) -> Outcome:
     """A layer's contests, one each pass, as one: of those contenders that took part in all of them."""
     names = [name for name in several[0].times if all(name in o.times for o in several)]
-    return replace(several[0], times={name: timing.settled([o.times[name] for o in several]) for name in names})
+    machines = [o.machine for o in several if o.machine is not None]
+    times = {name: timing.settled([o.times[name] for o in several]) for name in names}
+    return replace(several[0], times=times, machine=Machine.settled(machines) if machines else None)
 
 
-def play(layer: Layer, names: Mapping[str, rivals.Rival], count: int, seconds: float, with_cold: bool = True) -> Outcome:
-    """Time our call of a layer and those of the rivals named, `seconds` in all, on `count` threads."""
+def play(
+    layer: Layer, names: Mapping[str, rivals.Rival], count: int, seconds: float, with_cold: bool = True, gauge: Gauge | None = None
+) -> Outcome:
+    """Time our call of a layer and those of the rivals named, `seconds` in all, on `count` threads; a gauge's in turn with them."""
     case = case_of(layer, count)
     last = {LAST: rivals.upconv_last} if "torch channels-last" in names and case.spec.rank > 1 else {}
     makers = {OURS: rivals.upconv, **last, **{name: rival.make for name, rival in names.items()}}
@@ -139,8 +146,10 @@ def play(layer: Layer, names: Mapping[str, rivals.Rival], count: int, seconds: f
     for name in [n for n in results if n != OURS and judge is not None and _apart(results[n], results[judge]) > CLOSE]:
         refused[name] = f"its result is not {judge}'s"
         del calls[name]
-    times = race(calls, seconds)
+    times = race(calls | (gauge.calls if gauge else {}), seconds)
+    machine = gauge.machine(times) if gauge else None
+    times = {name: times[name] for name in calls}
     problem = layer.problem
     plan = execute.make_plan(problem.spec, problem.batch, problem.input_size, problem.dtype)
     found = cold.measure(problem, layer.bias, count) if with_cold else None
-    return Outcome(layer, plan.kernel, plan.note, times, first, refused, judge, difference, found)
+    return Outcome(layer, plan.kernel, plan.note, times, first, refused, judge, difference, found, machine)

@@ -1,14 +1,17 @@
 """What the machine can do: multiply-adds a second and bytes copied a second, by emitted code on every thread.
 
 The two give the least time that a direct sum can take: the larger of its flops at the one and of the bytes that any
-algorithm must move at the other.
+algorithm must move at the other. A gauge measures both, for their best or, as contenders in turn with a layer's, for what the
+machine does at that time and in such calls.
 """
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upconv import execute
+from upconv.bench.timing import Times
 from upconv.codegen import jit, memory, threads
 from upconv.codegen.ir import SIZES, Carry, Function, Value, module, vector
 from upconv.codegen.target import Target
@@ -25,6 +29,8 @@ SUMS = 14  # independent sums: fused multiply-adds take 4 cycles and two start a
 STEPS = 20_000  # of SUMS multiply-adds each, in a task
 COPIED = 64 << 20  # bytes read, and as many written: past the caches of one core
 LINE = 64
+MULTIPLIED, COPIES = "multiply-adds", "copies"
+"""The contenders' names."""
 
 _MULTIPLY = jobs.Slots(("out", "start", "steps"))
 _COPY = jobs.Slots(("to", "from", "lines"))
@@ -32,7 +38,7 @@ _COPY = jobs.Slots(("to", "from", "lines"))
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was measured, the best of a few tries; `flops` and `bytes` are a second's."""
+    """What was measured; `flops` and `bytes` are a second's."""
 
     processor: str
     target: str
@@ -44,6 +50,16 @@ class Machine:
         """Seconds that a direct sum of so many flops, moving so many bytes, takes at the least."""
         return max(flops / self.flops, moved / self.bytes)
 
+    @staticmethod
+    def settled(several: Sequence[Machine]) -> Machine:
+        """The median of what was measured several times.
+
+        >>> Machine.settled([Machine("a processor", "avx2", 2, flops, 1e9) for flops in (1e9, 4e9, 2e9)]).flops
+        2000000000.0
+        """
+        flops, moved = (median(getattr(m, what) for m in several) for what in ("flops", "bytes"))
+        return replace(several[0], flops=flops, bytes=moved)
+
 
 def processor() -> str:
     """The processor's name as its maker gives it."""
@@ -54,13 +70,33 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def measure(count: int, tries: int = 5) -> Machine:
-    """Measure on `count` threads. Raises ImportError where no code can be made."""
-    target = execute.target()
-    if target is None:
-        raise ImportError("the bench measures the machine with code of its own, and llvmlite is not here: pip install llvmlite")
-    flops = _multiplier(target, count).best(tries)
-    return Machine(processor(), target.name, count, flops, max(_copier(target, count, s).best(tries) for s in (False, True)))
+class Gauge:
+    """Multiply-adds and copies on `count` threads; of the two ways to copy, past the caches or through them, the faster here.
+
+    Raises ImportError where no code can be made.
+    """
+
+    def __init__(self, count: int):
+        target = execute.target()
+        if target is None:
+            raise ImportError("the bench measures the machine with code of its own, and llvmlite is not here: pip install llvmlite")
+        self._kind = (processor(), target.name, count)
+        self._multiplier = _multiplier(target, count)
+        self._copier = max((_copier(target, count, streaming) for streaming in (False, True)), key=lambda work: work.best(3))
+
+    def best(self, tries: int = 5) -> Machine:
+        """The best of a few tries, one after the other."""
+        return Machine(*self._kind, self._multiplier.best(tries), self._copier.best(tries))
+
+    @property
+    def calls(self) -> dict[str, Callable[[], None]]:
+        """Contenders that do a known amount each."""
+        return {MULTIPLIED: self._multiplier.run, COPIES: self._copier.run}
+
+    def machine(self, times: Mapping[str, Times]) -> Machine:
+        """What the machine did in a race that these contenders took part in, in the median."""
+        works = ((self._multiplier, times[MULTIPLIED]), (self._copier, times[COPIES]))
+        return Machine(*self._kind, *(work.amount / taken.median for work, taken in works))
 
 
 class _Work:
@@ -75,10 +111,13 @@ class _Work:
         """The most a second of a few runs, after one that is not counted."""
         return self.amount / min([self._seconds() for _ in range(1 + tries)][1:])
 
-    def _seconds(self) -> float:
+    def run(self) -> None:
         self.slots[jobs.NEXT] = self.slots[jobs.TICKET] = 0
-        start = perf_counter()
         threads.run(self.code["entry"], self.slots.ctypes.data, self.threads, self.target)
+
+    def _seconds(self) -> float:
+        start = perf_counter()
+        self.run()
         return perf_counter() - start
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from upconv.bench.contest import LAST, OURS, Outcome
@@ -38,15 +37,12 @@ class Report:
 
     @property
     def machine(self) -> Machine:
-        """The median of what was measured over the run."""
-        first = self.machines[0]
-        flops, moved = (median(getattr(m, what) for m in self.machines) for what in ("flops", "bytes"))
-        return Machine(first.processor, first.target, first.threads, flops, moved)
+        """The median of what was measured over the run, the best of a few tries each time."""
+        return Machine.settled(self.machines)
 
     def fraction(self, outcome: Outcome, seconds: float | None = None) -> float:
         """The machine's direct-sum limit over our time (or another): above 1 is faster than a direct sum can be."""
-        problem = outcome.layer.problem
-        return self.machine.limit(problem.flops, problem.bytes) / (outcome.ours if seconds is None else seconds)
+        return _fraction(self.machine, outcome, seconds)
 
     @property
     def ours(self) -> list[str]:
@@ -57,6 +53,16 @@ class Report:
     def rivals(self) -> list[str]:
         """Those that took part in some layer."""
         return list(dict.fromkeys(name for o in self.outcomes for name in o.times if name not in (OURS, LAST)))
+
+
+def _fraction(machine: Machine, outcome: Outcome, seconds: float | None = None) -> float:
+    problem = outcome.layer.problem
+    return machine.limit(problem.flops, problem.bytes) / (outcome.ours if seconds is None else seconds)
+
+
+def fraction_in_turn(outcome: Outcome) -> float | None:
+    """The same limit at the rates of multiply-adds and copies that were timed as contenders, in turn with the layer's calls."""
+    return None if outcome.machine is None else _fraction(outcome.machine, outcome)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -90,6 +96,7 @@ def summary(report: Report) -> dict[str, Any]:
         ),
         "torch_default": _against([(name, r) for name, _, r in named if r is not None]),
         "limit": _against([(o.layer.name, report.fraction(o)) for o in outcomes]),
+        "limit_in_turn": _against([(o.layer.name, f) for o in outcomes if (f := fraction_in_turn(o)) is not None]),
         "limit_of_fastest_rival": _against(
             [(o.layer.name, report.fraction(o, o.times[o.fastest].median)) for o in outcomes if o.fastest is not None]
         ),
@@ -144,6 +151,8 @@ def _layer(report: Report, o: Outcome) -> dict[str, Any]:
         "ratio_in_better_layout": o.ratio_better,
         "ratio_torch_default": o.ratio_default,
         "fraction_of_limit": report.fraction(o),
+        "fraction_of_limit_in_turn": fraction_in_turn(o),
+        "in_turn": None if o.machine is None else {"flops": o.machine.flops, "bytes": o.machine.bytes},
         "difference": o.difference,
         "difference_from": o.judge,
         "refused": dict(o.refused),
@@ -176,6 +185,9 @@ def headline(report: Report) -> list[str]:
     if limit is not None:
         rest = f"; the fastest rival's {theirs['geometric_mean']:.2f}" if theirs else ""
         lines.append(f"- Of the machine's direct-sum limit: geometric mean **{limit['geometric_mean']:.2f}**{rest}.")
+    turn = found["limit_in_turn"]
+    if turn is not None:
+        lines.append(f"- Of it at the rates measured in turn with each layer: geometric mean **{turn['geometric_mean']:.2f}**.")
     if found["fastest_rival_is"]:
         counts = ", ".join(f"{name} {n}" for name, n in found["fastest_rival_is"].items())
         lines.append(f"- Fastest rival, layers: {counts}.")
@@ -196,18 +208,20 @@ def _number(value: float | None, form: str) -> str:
 def rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """(headings, cells) of the table, one row a layer."""
     ours, rivals = report.ours, report.rivals
-    titles = ["layer", "GFLOP", *(f"{name} ms" for name in (*ours, *rivals)), "x fastest", "x torch", "of limit", "kernel"]
+    times = (f"{name} ms" for name in (*ours, *rivals))
+    titles = ["layer", "GFLOP", *times, "x fastest", "x torch", "of limit", "in turn", "kernel"]
     cells = []
     for o in report.outcomes:
-        times = [o.times[name].median * 1e3 if name in o.times else None for name in (*ours, *rivals)]
+        medians = [o.times[name].median * 1e3 if name in o.times else None for name in (*ours, *rivals)]
         cells.append(
             [
                 o.layer.name,
                 f"{o.layer.problem.flops / 1e9:.3g}",
-                *(_number(t, ".4g") for t in times),
+                *(_number(t, ".4g") for t in medians),
                 _number(o.ratio, ".2f"),
                 _number(o.ratio_default, ".2f"),
                 f"{report.fraction(o):.2f}",
+                _number(fraction_in_turn(o), ".2f"),
                 o.kernel,
             ]
         )
@@ -256,13 +270,22 @@ def _conditions(report: Report, machine: Machine) -> str:
     missing = "".join(f" {name} is missing ({reason})." for name, reason in report.missing.items())
     return (
         f"{report.date}, {machine.processor} ({machine.target}), {machine.threads} threads, float32; {versions}.{missing} "
-        f"Measured in the same process, {len(report.machines)} times over the run: {machine.flops / 1e9:.0f} GFLOP/s of "
-        f"multiply-adds, {machine.bytes / 1e9:.1f} GB/s copied (reads and writes counted). The limit is the larger of the "
-        f"direct sum's flops (borders not subtracted) at the one and of input, output and weights moved once at the other; "
-        f"fractions above 1 are Winograd's. Times are medians of bursts, contenders in turn, about {report.seconds:g} s a "
-        f"layer, weights packed.{passes} First calls are in a process of their own, that has neither plan, code nor packed weight: "
-        f"with compilation, and with the code in the cache on disk."
+        f"Measured in the same process, {len(report.machines)} times over the run, the best of three tries: "
+        f"{machine.flops / 1e9:.0f} GFLOP/s of multiply-adds, {machine.bytes / 1e9:.1f} GB/s copied (reads and writes counted)"
+        f"{_in_turn(report)}. The limit is the larger of the direct sum's flops (borders not subtracted) at the one and of input, "
+        f"output and weights moved once at the other; fractions above 1 are Winograd's. Times are medians of bursts, contenders "
+        f"in turn, about {report.seconds:g} s a layer, weights packed.{passes} First calls are in a process of their own, that has "
+        f"neither plan, code nor packed weight: with compilation, and with the code in the cache on disk."
     )
+
+
+def _in_turn(report: Report) -> str:
+    """What the machine did in turn with the layers, over all of them."""
+    found = [o.machine for o in report.outcomes if o.machine is not None]
+    if not found:
+        return ""
+    m = Machine.settled(found)
+    return f"; as contenders, timed in turn with each layer, {m.flops / 1e9:.0f} and {m.bytes / 1e9:.1f} in the median"
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------

@@ -45,15 +45,16 @@ def run(
     for need in dict.fromkeys(need for rival in there.values() for need in rival.needs):
         import_module(need)  # so that no first call is charged with it
     with contest.using(threads):
-        machines.append(machine.measure(threads))
+        gauge = machine.Gauge(threads)
+        machines.append(gauge.best())
         try:
             for number, (i, layer) in product(range(passes), enumerate(layers)):
                 before(layer)
-                outcome = contest.play(layer, there, threads, seconds, cold and number == 0)
+                outcome = contest.play(layer, there, threads, seconds, cold and number == 0, gauge)
                 if number == 0:
                     played.append([])
                 played[i].append(outcome)
-                machines.append(machine.measure(threads, tries=3))
+                machines.append(gauge.best(tries=3))
                 after(outcome, report(len(layers) - len(played)))
         except KeyboardInterrupt:
             return report(len(layers) - len(played))
