@@ -17,7 +17,7 @@ from upconv.codegen import jit, memory, threads
 from upconv.codegen.target import Target
 from upconv.kernels import job as jobs
 from upconv.kernels import weights
-from upconv.kernels.fingerprint import SAMPLES, fingerprint, samples
+from upconv.kernels.fingerprint import Samples, fingerprint
 
 PACKED_BYTES = 1 << 30
 """Packed weights kept at most, the least recently used given up first."""
@@ -34,37 +34,32 @@ class Prepared(Protocol):
         """What packs its weights."""
 
 
-Version = tuple[int, int]
-"""The number of a parameter, and how often it has been changed, as far as whoever counts knows."""
+Version = tuple[int, int, bool]
+"""The number of a parameter, its changes, as far as whoever counts them knows, and whether nobody else can change it."""
 
 
 class _Kept:
     """A packed weight, and what tells that it is still its parameter's: a weak reference, or a fingerprint of the content.
 
     While its parameter's version stays the same only a sample of the content is compared, another one at each call, for what
-    the version may have missed.
+    the version may have missed; nothing where it misses nothing.
     """
 
-    __slots__ = ("_samples", "_turn", "_version", "packed", "state")
+    __slots__ = ("_samples", "_version", "packed", "state")
 
     def __init__(self, state: Any, packed: NDArray[Any]):
         self.state, self.packed = state, packed
         self._version: Version | None = None
-        self._samples: tuple[int, ...] = ()
-        self._turn = 0
+        self._samples: Samples | None = None
 
     def compared(self, address: int, size: int, version: Version, target: Target) -> None:
         """The whole content has just been found the same, at this version."""
-        self._samples = samples(address, size, target)
+        self._samples = None if version[2] else Samples(address, size, target)
         self._version = version
 
-    def unchanged(self, address: int, size: int, version: Version, target: Target) -> bool:
+    def unchanged(self, version: Version) -> bool:
         """Whether a second look can be spared."""
-        if version != self._version:
-            return False
-        turn = self._turn
-        self._turn = (turn + 1) % SAMPLES
-        return samples(address, size, target, turn, 1)[0] == self._samples[turn]
+        return version == self._version and (self._samples is None or self._samples.unchanged())
 
 
 _packed: OrderedDict[Any, _Kept] = OrderedDict()
@@ -119,7 +114,7 @@ def packed_content(
     """
     key, target = (address, size, prepared.packing, last), prepared.plan.target
     kept = _packed.get(key)
-    if kept is not None and version is not None and kept.unchanged(address, size, version, target):
+    if kept is not None and version is not None and kept.unchanged(version):
         return kept.packed
     state = fingerprint(address, size, target)
     if kept is None or kept.state != state:

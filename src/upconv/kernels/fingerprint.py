@@ -18,7 +18,7 @@ from upconv.codegen.ir import Carry, Function, Value, module, vector
 from upconv.codegen.target import LINE, Target
 from upconv.kernels import job as jobs
 
-SLOTS = jobs.Slots(("data", "blocks", "out", "first", "count", "parts"))
+SLOTS = jobs.Slots(("data", "blocks", "out"))
 _Job = ctypes.c_int64 * len(SLOTS.names)
 _STATES = 8
 _PART = 1 << 19
@@ -73,7 +73,7 @@ def fingerprint(address: int, size: int, target: Target) -> int | bytes:
     parts, whole = -(-size // _PART), size // block
     out = (ctypes.c_int64 * (parts * block // 8))()
     if parts == 1:  # without a job's alignment, that is dear beside so little
-        small = _Job(0, 1, 0, 0, 0, address, whole, ctypes.addressof(out), 0, 0, 0)
+        small = _Job(0, 1, 0, 0, 0, address, whole, ctypes.addressof(out))
         alone(ctypes.addressof(small))
     else:
         job = jobs.filled(SLOTS, {"data": address, "blocks": whole, "out": ctypes.addressof(out)}, parts)
@@ -83,60 +83,70 @@ def fingerprint(address: int, size: int, target: Target) -> int | bytes:
 
 
 SAMPLES = 64
-_PAGE, _SOON, _ALONE = SAMPLES * LINE, 24, 1 << 12
-"""Bytes of which a sample takes a line; so many pages ahead it is asked for, as lines out of order come slowly; and lines up to
-which one thread is as fast as two. Measured: 2048 lines take 0.05 ms on one thread and 0.08 on two."""
+_PAGE, _SOON = SAMPLES * LINE, 24
+"""Bytes of which a sample takes a line; and so many pages ahead it is asked for, as lines out of order come slowly."""
 
 
-def _emit_samples(lanes: int) -> str:
-    """The module's IR text; task i of `entry(job)` digests the lines of `count` samples in part i, one sample after the other.
+def _emit_sample(lanes: int) -> str:
+    """The module's IR text: `sample(data, pages, which)` digests a line of every page.
 
     Which line of a page is a sample's is mixed, so that changes at equal distances do not fall between those of one.
     """
-    type_ = vector("i64", lanes)
-    pieces = LINE // (8 * lanes)
+    f = Function("sample", [("data", "ptr"), ("pages", "i64"), ("which", "i64")], "i64")
+    data, pages, which = f.arguments
+    type_, pieces = vector("i64", lanes), LINE // (8 * lanes)
 
-    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
-        del workspace
-        data, out = (SLOTS.pointer(f, job, name, "i64") for name in ("data", "out"))
-        first = number * (_PART // _PAGE)
-        end = f.minimum(first + _PART // _PAGE, SLOTS.read(f, job, "blocks"))
-        chosen, parts = SLOTS.read(f, job, "first"), SLOTS.read(f, job, "parts")
-        with f.loop(0, SLOTS.read(f, job, "count"), name="sample") as sample:
+    def line(page: Value) -> Value:
+        mixed = f.emit(f"lshr i64 {(page * 0x9E3779B1).text}, 16", "i64")
+        return data.of("i64")[page * (_PAGE // 8) + ((mixed + which) & f.value(SAMPLES - 1)) * (LINE // 8)]
 
-            def line(page: Value, which: Value = chosen + sample) -> Value:
-                mixed = f.emit(f"lshr i64 {(page * 0x9E3779B1).text}, 16", "i64")
-                return data[page * (_PAGE // 8) + ((mixed + which) & f.value(SAMPLES - 1)) * (LINE // 8)]
-
-            states = _start(f, type_, pieces)
-            with f.loop(first, end, name="page", carry=states) as page:
-                f.prefetch(line(page + _SOON))
-                here = line(page)
-                states.next = [_digested(f, state, here[i * lanes]) for i, state in enumerate(states.values)]
-            for i, state in enumerate(states.results):
-                f.store(state, out[((sample * parts + number) * pieces + i) * lanes])
-
-    return module([jobs.emit_entry("entry", SLOTS, task)])
+    states = _start(f, type_, pieces)
+    with f.loop(0, pages, name="page", carry=states) as page:
+        f.prefetch(line(page + _SOON))
+        here = line(page)
+        states.next = [_digested(f, state, here[i * lanes]) for i, state in enumerate(states.values)]
+    digest: Value = f.value(0)
+    for state in states.results:
+        for i in range(lanes):
+            word = f.emit(f"extractelement {type_} {state.text}, i64 {i}", "i64") if lanes > 1 else state
+            digest = f.intrinsic("llvm.fshl", "i64", [digest, digest, f.value(23)]) + word
+    f.do(f"ret i64 {digest.text}")
+    return module([f])
 
 
 @lru_cache(maxsize=4)
-def _samples(target: Target) -> int:
+def _sample(target: Target) -> Any:
+    """The emitted function as one of Python's."""
     lanes = target.lanes(8)
-    return jit.get("fingerprint_samples", f"{lanes}", ("entry",), lambda: _emit_samples(lanes), target)["entry"]
+    code = jit.get("fingerprint_sample", f"{lanes}", ("sample",), lambda: _emit_sample(lanes), target)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(code["sample"])
 
 
-def samples(address: int, size: int, target: Target, first: int = 0, count: int = SAMPLES) -> tuple[int, ...]:
-    """Of samples first..first+count-1 of the `size` bytes at an address, in the order of their numbers.
+def sample(address: int, size: int, target: Target, which: int) -> tuple[int, bytes]:
+    """A sixty-fourth of the `size` bytes at an address; what does not fill the last page is in every sample.
 
-    All SAMPLES together have seen everything. What does not fill the last page is looked at by each.
+    Those of 0 to SAMPLES - 1 together have seen everything.
     """
-    pages = size // _PAGE
-    parts = max(1, -(-pages * _PAGE // _PART))
-    out = (ctypes.c_int64 * (count * parts * LINE // 8))()
-    slots = {"data": address, "blocks": pages, "out": ctypes.addressof(out), "first": first, "count": count, "parts": parts}
-    job = jobs.filled(SLOTS, slots, parts)
-    several = threads.get_num_threads() if count * pages > _ALONE else 1
-    threads.run(_samples(target), job.ctypes.data, several, target)
-    rest, each = ctypes.string_at(address + pages * _PAGE, size - pages * _PAGE), parts * LINE
-    found = memoryview(out).cast("B")
-    return tuple(hash((bytes(found[i * each : (i + 1) * each]), rest)) for i in range(count))
+    rest = size % _PAGE
+    return _sample(target)(address, size // _PAGE, which), ctypes.string_at(address + size - rest, rest) if rest else b""
+
+
+def samples(address: int, size: int, target: Target) -> tuple[tuple[int, bytes], ...]:
+    """All of them, in the order of their numbers."""
+    return tuple(sample(address, size, target, which) for which in range(SAMPLES))
+
+
+class Samples:
+    """What stands at an address, to be compared with what stands there later: a sample of it at each look, in turn."""
+
+    __slots__ = ("_found", "_place", "_turn")
+
+    def __init__(self, address: int, size: int, target: Target):
+        self._place, self._turn = (address, size, target), 0
+        self._found = samples(*self._place)
+
+    def unchanged(self) -> bool:
+        """Whether this look finds the same."""
+        turn = self._turn
+        self._turn = (turn + 1) % SAMPLES
+        return sample(*self._place, turn) == self._found[turn]

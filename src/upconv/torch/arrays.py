@@ -6,6 +6,7 @@ one for channels-first arrays, and the tensor is reordered on the way in and on 
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,6 +21,7 @@ from upconv import execute, execute_reorder
 from upconv.codegen.memory import address
 from upconv.codegen.threads import get_num_threads
 from upconv.execute_packing import Version
+from upconv.kernels.fingerprint import SMALL, Samples
 from upconv.shapes.dual import dual
 from upconv.spec import Activation, ConvSpec
 
@@ -100,27 +102,39 @@ def is_last(t: Tensor) -> bool | None:
     return True if layout_of(t) is not torch.contiguous_format else None
 
 
-LARGE = 1 << 20
+LARGE = 1 << 18
 """Bytes of a weight beyond which torch's count of its changes is trusted, but for a sample of the content at each call."""
 
 
 _numbers = count()  # each is given once, whichever threads ask at once
-_numbered: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+_numbered: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
+
+
+def _number(weight: Tensor, own: bool) -> tuple[int, bool]:
+    key = id(weight)
+    number = next(_numbers)
+    _numbered[key] = weakref.ref(weight, lambda _: _numbered.pop(key, None)), number, own
+    return number, own
+
+
+def owned(weight: Tensor) -> Tensor:
+    """The same, as a weight of our own: nobody else has it, so that none of it is compared while torch counts no change."""
+    _number(weight, True)
+    return weight
 
 
 def version_of(weight: Tensor) -> Version | None:
-    """What stays the same while a large weight does, as far as torch knows; None where all of it is to be compared.
+    """What stays the same while a weight does, as far as torch knows; None where all of it is to be compared.
 
     Torch's count of its changes tells nothing of another tensor that comes to stand in the same memory: so each has a number too.
     """
+    known = _numbered.get(id(weight))
+    if known is not None and known[0]() is weight:
+        return known[1], weight._version, known[2]
     if weight.nbytes <= LARGE or weight.is_inference():
         return None
-    key = id(weight)
-    known = _numbered.get(key)
-    if known is None or known[0]() is not weight:
-        known = weakref.ref(weight, lambda _: _numbered.pop(key, None)), next(_numbers)
-        _numbered[key] = known
-    return known[1], weight._version
+    number, own = _number(weight, False)
+    return number, weight._version, own
 
 
 def run(known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -175,13 +189,34 @@ def weight_gradient(spec: ConvSpec, x: Tensor, grad_output: Tensor) -> Tensor:
     return torch.from_numpy(execute.weight_gradient(spec, array(x), array(grad_output)))
 
 
-def fingerprint(t: Tensor) -> tuple[Any, ...]:
-    """What tells whether a tensor still holds what it held: its memory, its version, and a sample of its values.
+class Seen:
+    """What tells whether a tensor still holds what it held: its memory, torch's count of its changes, and its content.
 
-    The version misses a change made through `.data`; the sample, some sixty values, catches all but the smallest.
+    The count misses a change made through `.data`. Small content is compared whole, of a large one a sample at each look, another
+    one each time, as of packed weights.
     """
-    version = -1 if t.is_inference() else t._version
-    if not t.is_cpu or not t.is_contiguous():
-        return t.data_ptr(), version, t.dtype, t.device
-    flat = t.numpy(force=True).reshape(-1)
-    return t.data_ptr(), version, t.dtype, flat[:: flat.size // 61 + 1].tobytes()
+
+    __slots__ = ("_content", "_place")
+
+    def __init__(self, t: Tensor):
+        target, self._place = execute.target(), _place(t)
+        self._content: bytes | Samples | None = None
+        if not (t.is_cpu and is_last(t) is not None):  # its memory is not ours to read, or not in one piece
+            return
+        if target is None or t.nbytes <= SMALL:
+            self._content = ctypes.string_at(t.data_ptr(), t.nbytes)
+        else:
+            self._content = Samples(t.data_ptr(), t.nbytes, target)
+
+    def still(self, t: Tensor) -> bool:
+        """Whether it does, as far as a look tells."""
+        if _place(t) != self._place:
+            return False
+        content = self._content
+        if isinstance(content, bytes):
+            return ctypes.string_at(t.data_ptr(), len(content)) == content
+        return content is None or content.unchanged()
+
+
+def _place(t: Tensor) -> tuple[Any, ...]:
+    return t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype, t.device, t.shape, t.stride()

@@ -38,6 +38,14 @@ def hooked(module: nn.Module) -> bool:
     return bool(watched) or not (replaced is None or isinstance(replaced, _OURS))
 
 
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer; those that stand under their name take less time than torch's attributes."""
+    for held in (module._parameters, module._buffers):
+        if name in held:
+            return held[name]
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
 def fold(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias that do the work of `layer` and of the BatchNorm behind it, at its running statistics.
 
@@ -66,7 +74,7 @@ class Fused:
     norm: Any
     activation: nn.Module | None
     _sources: list[Tensor] = field(default_factory=list, repr=False)
-    _prints: list[Any] = field(default_factory=list, repr=False)
+    _seen: list[arrays.Seen] = field(default_factory=list, repr=False)
     _folded: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -83,26 +91,34 @@ class Fused:
         return not (folding_hides and any(t.requires_grad for t in self._tensors()))
 
     def _tensors(self) -> list[Tensor]:
-        layer, norm = self.layer, self.norm
-        found = (layer.weight, layer.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        found = [tensor_of(module, name) for module in (self.layer, self.norm) for name in ("weight", "bias")]
+        found += [tensor_of(self.norm, name) for name in ("running_mean", "running_var")]
         return [t for t in found if t is not None]
 
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         if self.norm is None:
             return self.layer.weight, self.layer.bias
         tensors = self._tensors()
-        prints = [arrays.fingerprint(t) for t in tensors]
-        if self._folded is None or prints != self._prints:
-            self._folded = fold(self.layer, self.norm)
-            self._prints = prints
+        same = len(tensors) == len(self._seen) and all(seen.still(t) for seen, t in zip(self._seen, tensors, strict=True))
+        if self._folded is None or not same:
+            self._seen = [arrays.Seen(t) for t in tensors]
+            weight, bias = fold(self.layer, self.norm)
+            self._folded = arrays.owned(weight), bias
             self._sources = [t.detach() for t in tensors]  # held, so that no other tensor gets their memory
         return self._folded
 
     def joined(self, input: Tensor, output_size: Any = None) -> Tensor:
         """The work of all the modules at once."""
         weight, bias = self._weight_and_bias()
-        kind = activation_of(self.activation)
-        return self.layer.run(input, weight, bias, kind, output_size)  # type: ignore[no-any-return]
+        layer, kind = self.layer, activation_of(self.activation)
+        lasting = self.norm is not None or layer._parameters.keys() >= {"weight", "bias"}  # else made anew for each call
+        if lasting and output_size is None:
+            return layer.again(input, weight, bias, kind)  # type: ignore[no-any-return]
+        return layer.run(input, weight, bias, kind, output_size)  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files hold: the folded weight is made anew from theirs."""
+        return self.__dict__ | {"_sources": [], "_seen": [], "_folded": None}
 
 
 def _tracing() -> bool:

@@ -41,16 +41,18 @@ class _Layer:
             self.activation = activation
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
-        """From the memory of the last call, if this one is like it."""
         held = self._parameters
         if "weight" not in held or "bias" not in held or output_size is not None or is_compiling():
             return self.run(input, self.weight, self.bias, self.activation, output_size)
-        weight, bias = held["weight"], held["bias"]  # torch's attributes take longer
+        return self.again(input, held["weight"], held["bias"], self.activation)  # torch's attributes take longer
+
+    def again(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any) -> Tensor:
+        """`run`, from the memory of the last call if this one is like it."""
         last = self.__dict__.get("_last")
-        y = None if last is None else last.again(input, weight, bias)
+        y = None if last is None else last.again(input, weight, bias, activation)
         if y is None:
-            y = self.run(input, weight, bias, self.activation, None)
-            self.__dict__["_last"] = memory.last(input, weight, bias, self._asked())
+            y = self.run(input, weight, bias, activation, None)
+            self.__dict__["_last"] = memory.last(input, weight, bias, self._asked(activation))
         return y
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -112,9 +114,9 @@ class _Transposed(_Layer):
         )
         self._extend(spec, padding, padding_mode, activation)
 
-    def _asked(self) -> tuple[Any, ...]:
+    def _asked(self, activation: Any) -> tuple[Any, ...]:
         shape = self.stride, self.padding, self.output_padding, self.dilation
-        return True, *shape, self.groups, None, self.padding_mode, self.activation
+        return True, *shape, self.groups, None, self.padding_mode, activation
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: Any) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""
@@ -183,8 +185,8 @@ class _Ordinary(_Layer):
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(input)
 
-    def _asked(self) -> tuple[Any, ...]:
-        return False, self.stride, self.padding, 0, self.dilation, self.groups, None, self.padding_mode, self.activation
+    def _asked(self, activation: Any) -> tuple[Any, ...]:
+        return False, self.stride, self.padding, 0, self.dilation, self.groups, None, self.padding_mode, activation
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Any, output_size: None = None) -> Tensor:
         """The layer with another weight, bias and activation in place of its own."""

@@ -70,29 +70,32 @@ class Last:
     """
 
     __slots__ = (
-        "_bias", "_bias_at", "_bias_shape", "_bytes", "_dtype", "_era", "_known", "_number", "_order", "_shape", "_threads",
-        "_weight", "_weight_at", "_weight_order", "_weight_shape",
+        "_activation", "_bias", "_bias_at", "_bias_shape", "_bytes", "_dtype", "_era", "_known", "_number", "_order", "_own",
+        "_shape", "_threads", "_weight", "_weight_at", "_weight_order", "_weight_shape",
     )  # fmt: skip
 
-    def __init__(self, known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None):
+    def __init__(self, known: execute.Ready, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Any):
+        self._activation = activation
         self._known, self._era, self._threads = known, _era, asked_for()
         self._shape, self._dtype = x.shape, x.dtype
         self._order, self._weight_order = _order_of(x), _order_of(weight)
         self._weight, self._weight_shape, self._bytes, self._bias = weight, weight.shape, weight.nbytes, bias
         version = arrays.version_of(weight)
         self._number = None if version is None else version[0]
+        self._own = version is not None and version[2]
         self._weight_at, self._bias_at = weight.data_ptr(), None if bias is None else bias.data_ptr()
         self._bias_shape = None if bias is None else bias.shape
 
     def __reduce__(self) -> Any:
         return type(None), ()
 
-    def again(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    def again(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Any) -> Tensor | None:
         """The result, or None where the call is not as the last one was."""
         dtype, at, bias_at = self._dtype, self._weight_at, self._bias_at
         if (
             weight is self._weight
             and bias is self._bias
+            and activation == self._activation
             and type(x) is Tensor
             and x.shape == self._shape
             and x.dtype is dtype
@@ -112,7 +115,7 @@ class Last:
             and asked_for() == self._threads
             and undisturbed(x)
         ):
-            version = None if self._number is None else (self._number, weight._version)
+            version = None if self._number is None else (self._number, weight._version, self._own)
             last = self._weight_order is not None
             y = self._known.at(x.data_ptr(), at, self._bytes, lambda: arrays.array(weight), bias_at, last, version)
             return torch.from_numpy(y) if self._order is None else torch.from_numpy(y).movedim(-1, 1)
@@ -136,6 +139,6 @@ def last(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...])
     if known is None or order is None or arrays.is_last(weight) is None:
         return None
     if not order:  # a result in the weight's order is reordered
-        return None if arrays.is_last(weight) else Last(known, x, weight, bias)
+        return None if arrays.is_last(weight) else Last(known, x, weight, bias, asked[-1])
     lasting = known.last if x.dim() == weight.dim() else None
-    return None if lasting is None else Last(lasting, x, weight, bias)
+    return None if lasting is None else Last(lasting, x, weight, bias, asked[-1])
