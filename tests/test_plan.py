@@ -166,6 +166,15 @@ def test_wrong_arguments_are_refused_as_a_call_would(shapes: tuple[Any, Any], ar
     assert str(refused.value) == text
 
 
+def test_sums_beyond_the_near_caches_count_on_intels_servers() -> None:
+    """A channel of stride 32 has 3 MB of Winograd's sums: such layers run by direct sums there, those of stride 8 do not."""
+    server = Target("avx512", "x86_64-unknown-linux-gnu", "sapphirerapids", "", 64, 32, 48 << 10, 2 << 20, masks=True, fmas=2)
+    zen = replace(server, cpu="znver4", l1=32 << 10, l2=1 << 20, fmas=1)
+    for target, stride, algorithm in ((server, 32, "direct"), (zen, 32, "winograd"), (server, 8, "winograd")):
+        layer = runs.make(size=(12, 16), in_channels=21, out_channels=21, kernel_size=2 * stride, stride=stride)
+        assert planner.make(layer, target, 2).algorithm == algorithm
+
+
 # -- sizes compile nothing -------------------------------------------------------------------------------------------------------
 
 

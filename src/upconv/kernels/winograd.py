@@ -45,7 +45,7 @@ from upconv.kernels.winograd_tiles import (
     windows,
 )
 from upconv.kernels.winograd_way import SLOTS as SLOTS  # offered with the rest
-from upconv.kernels.winograd_work import back_cycles, too_deep, transform_cycles
+from upconv.kernels.winograd_work import back_cycles, far_sums, too_deep, transform_cycles
 from upconv.spec import ConvSpec, Problem
 
 NAME = "winograd"
@@ -321,6 +321,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     stored = store.cycles(tile_rows * outputs, w.out_step, tile.lanes, _mixed(w.positions, how))
     stored += ALONE * tile.lanes * tile_rows * how.by_position
     moved = (prod(problem.input_shape) * often + prod(problem.output_shape)) * problem.itemsize
+    moved += far_sums(vectors * how.points * rows * tile.lanes * problem.itemsize, how.m_bytes, target)
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
     seconds = register_tile.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)

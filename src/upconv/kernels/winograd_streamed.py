@@ -21,7 +21,7 @@ from upconv.kernels.register_tile import ELEMENTS, Tile
 from upconv.kernels.winograd_blocks import Blocking, sized
 from upconv.kernels.winograd_depth import classes, depth_of
 from upconv.kernels.winograd_tiles import MIDDLE, Tiling, dilated, lines, tiling_of, too_short
-from upconv.kernels.winograd_work import rows_done
+from upconv.kernels.winograd_work import far_sums, rows_done
 from upconv.spec import ConvSpec, Problem
 
 NAME = "winograd_streamed"
@@ -114,6 +114,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     transforms = INPUT[target.kind] * how.depth * how.splits * width + BACK * how.chunks * how.rows * width
     weights = prod(spec.weight_shape) * problem.itemsize
     moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
+    moved += far_sums(how.chunks * how.rows * width * spec.groups * problem.itemsize, how.m_bytes, target)
     share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
     return register_tile.seconds(target, share, _products(problem, how, target), transforms * spec.groups, moved, weights / FASTER)
 
