@@ -21,7 +21,7 @@ from upconv import execute, execute_reorder
 from upconv.codegen.memory import address
 from upconv.codegen.threads import get_num_threads
 from upconv.execute_packing import Version
-from upconv.kernels.fingerprint import SMALL, Samples
+from upconv.kernels.fingerprint import SMALL, Samples, fingerprint
 from upconv.shapes.dual import dual
 from upconv.spec import Activation, ConvSpec
 
@@ -192,19 +192,19 @@ def weight_gradient(spec: ConvSpec, x: Tensor, grad_output: Tensor) -> Tensor:
 class Seen:
     """What tells whether a tensor still holds what it held: its memory, torch's count of its changes, and its content.
 
-    The count misses a change made through `.data`. Small content is compared whole, of a large one a sample at each look, another
-    one each time, as of packed weights.
+    The count misses a change made through `.data`. Of a large content it is believed but for a sample at each look, another one
+    each time, as of packed weights; a small one, and one that torch counts nothing of, is compared whole.
     """
 
     __slots__ = ("_content", "_place")
 
     def __init__(self, t: Tensor):
         target, self._place = execute.target(), _place(t)
-        self._content: bytes | Samples | None = None
+        self._content: int | bytes | Samples | None = None
         if not (t.is_cpu and is_last(t) is not None):  # its memory is not ours to read, or not in one piece
             return
-        if target is None or t.nbytes <= SMALL:
-            self._content = ctypes.string_at(t.data_ptr(), t.nbytes)
+        if target is None or t.nbytes <= SMALL or t.is_inference():
+            self._content = _content(t)
         else:
             self._content = Samples(t.data_ptr(), t.nbytes, target)
 
@@ -213,9 +213,16 @@ class Seen:
         if _place(t) != self._place:
             return False
         content = self._content
-        if isinstance(content, bytes):
-            return ctypes.string_at(t.data_ptr(), len(content)) == content
-        return content is None or content.unchanged()
+        if isinstance(content, Samples):
+            return content.unchanged()
+        return content is None or _content(t) == content
+
+
+def _content(t: Tensor) -> int | bytes:
+    target = execute.target()
+    if target is None:
+        return ctypes.string_at(t.data_ptr(), t.nbytes)
+    return fingerprint(t.data_ptr(), t.nbytes, target)
 
 
 def _place(t: Tensor) -> tuple[Any, ...]:
