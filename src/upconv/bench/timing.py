@@ -48,11 +48,16 @@ def rest() -> None:
 
 
 def race(calls: Mapping[str, Callable[[], Any]], seconds: float = 1.0, rounds: tuple[int, int] = (4, 40)) -> dict[str, Times]:
-    """Times of every contender; rounds go on for about `seconds`, within the given least and most."""
+    """Times of every contender; rounds go on for about `seconds`, within the given least and most.
+
+    Each round begins with another one: none is always the first after a contender that leaves much in the caches.
+    """
     found: dict[str, list[float]] = {name: [] for name in calls}
+    turns = list(calls.items())
     begun, done = time.perf_counter(), 0
     while done < rounds[0] or (done < rounds[1] and time.perf_counter() - begun < seconds):
-        for name, call in calls.items():
+        first = done % len(turns)
+        for name, call in turns[first:] + turns[:first]:
             rest()
             call()
             for _ in range(COUNTED):
