@@ -47,6 +47,8 @@ class Code:
     """Whether a tile's rows are whole rows of y, all phases of each, so that it can store them itself."""
     scattered: bool
     """Whether most blocks are read where they stand in x, each channel in pages of its own."""
+    asks: bool
+    """Whether a tile that stores its sums itself asks for the lines first."""
 
     @property
     def panel(self) -> panel.Panel:
@@ -61,7 +63,7 @@ def emit(code: Code) -> str:
     do_store = store.emit_rows(writer, SLOTS, code.sums)
     do_tiles = [microkernel.emit_both(tile, scattered=code.scattered)]
     if code.fuses:
-        do_tiles.append(microkernel.emit_both(tile, _finish(writer), scattered=code.scattered))
+        do_tiles.append(microkernel.emit_both(tile, _finish(writer, code.asks), scattered=code.scattered))
     if code.panels:
         readers = [panel.emit_masks(code.panel, SLOTS), panel.emit_panels(code.panel, SLOTS)]
     else:
@@ -143,7 +145,7 @@ def emit(code: Code) -> str:
     return module([*writer.functions, *tiles, do_place, *readers, do_store, entry])
 
 
-def _finish(writer: store.Writer) -> microkernel.Finish:
+def _finish(writer: store.Writer, asks: bool) -> microkernel.Finish:
     """Tiles that store their sums: each group of out_step_w rows is woven into a row of y, as `y_rows` tells."""
     step = writer.store.step
     numbers, names = ("y_room", "v", "first"), ("job", "table", "y_room", "v", "line", "y", "first", "y_rows")
@@ -156,6 +158,8 @@ def _finish(writer: store.Writer) -> microkernel.Finish:
 
     def ask(f: Function, tile: Tile, ir: Value, given: list[Value]) -> None:
         """Asks for the lines that will be written: they are there when the sums are."""
+        if not asks:
+            return
         job, table, room, v, _, y, _, y_rows = given
         y, p = y.of(tile.element), columns.parts(table, room, tile.lanes)
         out, size = p.vector(f, v, columns.OUT), tile.width * step
