@@ -100,12 +100,14 @@ class Fused:
             return self.layer.weight, self.layer.bias
         tensors = self._tensors()
         same = len(tensors) == len(self._seen) and all(seen.still(t) for seen, t in zip(self._seen, tensors, strict=True))
-        if self._folded is None or not same:
-            self._seen = [arrays.Seen(t) for t in tensors]
+        folded = self._folded
+        if folded is None or not same:
+            seen = [arrays.Seen(t) for t in tensors]
             weight, bias = fold(self.layer, self.norm)
-            self._folded = arrays.owned(weight), bias
+            folded = arrays.owned(weight), bias
             self._sources = [t.detach() for t in tensors]  # held, so that no other tensor gets their memory
-        return self._folded
+            self._folded, self._seen = folded, seen  # in this order: what is seen tells other threads that the weight is of it
+        return folded
 
     def joined(self, input: Tensor, output_size: Any = None) -> Tensor:
         """The work of all the modules at once."""
