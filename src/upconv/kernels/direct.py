@@ -221,8 +221,7 @@ def _code(problem: Problem, how: Blocking) -> direct_code.Code:
     inner = band(problem, how.cropped).axes[2]
     finish = store.store_of(how.tile.element, how.tile.lanes, inner.out_step, problem.spec.activation, how.tile.streams)
     fused = fuses(problem, how.tile)
-    asks = fused and how.asks
-    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fused, how.scattered, asks)
+    return direct_code.Code(how.tile, how.panels, inner.in_step, finish, _sums(problem, how), fused, how.scattered, how.asks)
 
 
 def code_parameters(problem: Problem, how: Blocking) -> str:
