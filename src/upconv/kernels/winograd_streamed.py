@@ -31,6 +31,9 @@ READ, COMBINED, INPUT, BACK = (1.08, 1.08, 1.8), 1.5, (1.27, 1.27, 2.0), 0.245
 """Cycles, as estimates count them: of a product, in multiply-adds; of an operation on weights, likewise; of a point of a channel,
 from x to V, and of sums, from M to outputs, for each of a vector's tiles. Fitted to 100 times of 52 layers, which they meet within
 6 %, and a fifteenth more, which suits the choice; the third of `Target.kind` fitted to 52 more, within 20 %."""
+ALONE = ((1.0, 1.0), (1.0, 1.0), (1.2, 9.0))
+"""How many times as dear a product and a sum are of a single tile, by `Target.kind`: its outputs are stored one by one. Measured:
+18 layers were taken to be 1.35 times as fast as they are, 96 -> 320 k3s2 on 4 x 4 2.2 times."""
 FASTER = 1.2
 """How many times as fast weights come as where they are not asked for so far ahead. Measured."""
 
@@ -92,6 +95,11 @@ def _columns(how: Blocking) -> tuple[int, int]:
     return ceil(how.cut.length / each), each
 
 
+def _dearer(how: Blocking, target: Target) -> tuple[float, float]:
+    """See ALONE."""
+    return ALONE[target.kind] if how.tile.turned == 1 else (1.0, 1.0)
+
+
 def _products(problem: Problem, how: Blocking, target: Target) -> float:
     """Cycles of the products, and of the weights' transforms, of all output channels."""
     (h, w), (passes, each) = how.ways[1:], _columns(how)
@@ -104,14 +112,15 @@ def _products(problem: Problem, how: Blocking, target: Target) -> float:
         depth = depth_of(how.tiling, c.part)[1]
         operations += strips * depth * (read * points_h * points_w * each + COMBINED * combined)
     vectors = how.tile.rows / target.lanes(problem.itemsize)
-    return how.chunks * operations * vectors * passes * problem.spec.groups * how.tile.cycles
+    return how.chunks * operations * vectors * passes * problem.spec.groups * how.tile.cycles * _dearer(how, target)[0]
 
 
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: products and the weights' transforms, those of x and of the sums, the bytes of weights and outputs."""
     spec = problem.spec
     width = how.points * how.tile.lanes
-    transforms = INPUT[target.kind] * how.depth * how.splits * width + BACK * how.chunks * how.rows * width
+    back = BACK * _dearer(how, target)[1]
+    transforms = INPUT[target.kind] * how.depth * how.splits * width + back * how.chunks * how.rows * width
     weights = prod(spec.weight_shape) * problem.itemsize
     moved = float(prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     moved += far_sums(how.chunks * how.rows * width * spec.groups * problem.itemsize, how.m_bytes, target)
