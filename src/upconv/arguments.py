@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from operator import is_
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -30,23 +31,56 @@ def kinds(values: Sequence[Any]) -> tuple[Any, ...]:
     return found
 
 
-def found(known: dict[Any, T], key: Any) -> T | None:
-    """What is known by a key, its lists taken as tuples; None where something in it has no hash.
+class _Like:
+    """Calls whose keys are equal: the arguments of one of them, with what is known of it, and that by the types of arguments."""
 
-    >>> found({(2, (1, 1)): "this"}, (2, [1, 1]))
-    'this'
+    __slots__ = ("arguments", "by_kinds", "value")
+
+    def __init__(self, arguments: tuple[Any, ...], value: Any):
+        self.arguments, self.value, self.by_kinds = arguments, value, {kinds(arguments): value}
+
+
+class Calls(Generic[T]):
+    """What is known of calls, by keys whose last part are the arguments, a tuple; at most so many, which then make room.
+
+    >>> calls = Calls(most=2)
+    >>> calls.keep(("x", (2, (1, 1))), "this")
+    >>> calls.find(("x", (2, (1, 1)))), calls.find(("x", (2.0, (1, 1)))), calls.find(("x", (2, [1, 1])))
+    ('this', None, None)
     """
-    try:
-        return known.get(key)
-    except TypeError:
+
+    def __init__(self, most: int):
+        self._most, self._known = most, dict[Any, _Like]()
+
+    def find(self, key: tuple[Any, ...]) -> T | None:
+        """What is kept of a call with equal arguments of the same types; None where something in the key has no hash."""
+        arguments = key[-1]
+        try:
+            like = self._known.get(key)
+            if like is not None and all(map(is_, arguments, like.arguments)):  # nothing that has a hash changes its type
+                return like.value  # type: ignore[no-any-return]
+        except TypeError:
+            try:
+                like = self._known.get(hashable(key))
+            except TypeError:
+                return None
+        return None if like is None else like.by_kinds.get(kinds(arguments))
+
+    def keep(self, key: tuple[Any, ...], value: T) -> None:
+        """Lets a value be found, unless something in the key has no hash."""
         with suppress(TypeError):
-            return known.get(hashable(key))
-    return None
+            whole, arguments = hashable(key), key[-1]
+            like = self._known.get(whole)
+            if like is not None:
+                like.by_kinds[kinds(arguments)] = value
+                return
+            if len(self._known) >= self._most:
+                self._known.clear()
+            self._known[whole] = _Like(arguments, value)
 
+    def clear(self) -> None:
+        """Forgets all."""
+        self._known.clear()
 
-def keep(known: dict[Any, T], key: Any, value: T, most: int) -> None:
-    """Lets a value be found, unless something in the key has no hash; where `most` are known they make room."""
-    with suppress(TypeError):
-        if len(known) >= most:
-            known.clear()
-        known[hashable(key)] = value
+    def __len__(self) -> int:
+        return sum(len(like.by_kinds) for like in self._known.values())

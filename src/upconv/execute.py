@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -303,13 +302,13 @@ class Ready:
         self._last: Ready | bool | None = False
         self._prepared, self.shape = prepared, shape
         self.dtype = np.dtype(prepared.plan.problem.dtype)
-        self._empty = np.empty if prod(shape) * self.dtype.itemsize < memory.SMALL else memory.empty
+        self._empty = memory.maker(shape, self.dtype)
 
     def __call__(
         self, x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
         """The result, for C-contiguous arrays of the shapes and dtype that were checked."""
-        y = self._empty(self.shape, self.dtype) if out is None else out
+        y = self._empty() if out is None else out
         self._prepared(x, weight, bias, y)
         return y
 
@@ -328,7 +327,7 @@ class Ready:
         Where the weight's memory holds its channels `last`, it has to be told apart from one that does not. With a `version`
         of it not all of its content is compared.
         """
-        y = self._empty(self.shape, self.dtype)
+        y = self._empty()
         prepared = self._prepared
         prepared.run(x, prepared.packed_at(weight, size, array, last, version), bias, y)
         return y

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from upconv import execute, execute_reorder
-from upconv.arguments import found, keep, kinds
+from upconv.arguments import Calls
 from upconv.codegen.threads import asked_for
 from upconv.planner import Plan
 from upconv.spec import ConvSpec, SpecError
@@ -90,9 +90,8 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: t
         raise SpecError("out overlaps x, weight or bias: the result is written while they are read; give memory of its own")
 
 
-_ready: dict[Any, execute.Ready] = {}
+_ready = Calls[execute.Ready](most=4096)
 execute.forgetters.append(_ready.clear)
-_MOST_READY = 4096
 
 
 def _plain(array: Any) -> bool:
@@ -110,7 +109,7 @@ def _readable(array: Any) -> bool:
 
 def _again(key: Any, x: Any, weight: Any, bias: Any, out: Any = None) -> NDArray[Any] | None:
     """The result of a call whose like has been checked before, or None. Only `out`, which may be any, is checked again."""
-    known = found(_ready, key)
+    known = None if key is None else _ready.find(key)
     if known is None:
         return None
     given = x, weight, bias
@@ -130,7 +129,7 @@ def _key(x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
     """What a call's checks depend on, or None for things other than arrays."""
     try:
         of_bias = None if bias is None else (bias.shape, bias.dtype)
-        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, asked_for(), arguments, kinds(arguments))
+        return (x.shape, x.dtype, weight.shape, weight.dtype, of_bias, asked_for(), arguments)
     except AttributeError:
         return None
 
@@ -159,7 +158,7 @@ def _run(
     if key is not None and key[1] == x.dtype:
         known = execute.ready(spec, batched.shape, x.dtype.name, result_shape)
         if known is not None:
-            keep(_ready, key, known, _MOST_READY)
+            _ready.keep(key, known)
     if out is not None:
         return out  # type: ignore[no-any-return]
     return y if batched is x else y[0]

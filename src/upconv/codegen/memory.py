@@ -12,9 +12,10 @@ import mmap
 import os
 import sys
 import threading
-from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -29,15 +30,46 @@ _PAGE = 64 << 10
 class _Block:
     """Pages, and where they are."""
 
-    __slots__ = ("address", "pages", "size")
+    __slots__ = ("address", "pages")
 
-    def __init__(self, pages: mmap.mmap, size: int):
-        self.pages, self.size = pages, size
-        self.address = np.frombuffer(pages, np.uint8).ctypes.data
+    def __init__(self, size: int):
+        self.pages = _map(size)
+        self.address = np.frombuffer(self.pages, np.uint8).ctypes.data
+
+
+class _Size:
+    """The blocks of one size that wait, and the class of what holds one for the array made of it."""
+
+    __slots__ = ("lease", "size", "used", "waiting")
+
+    def __init__(self, size: int):
+        self.size, self.used, self.waiting = size, 0, list[_Block]()
+        self.lease = _lease_of(self)
+
+    def take(self) -> Any:
+        """A block's lease: memory for an array, which comes back when the array is gone.
+
+        Here and where it comes back every step counts: after a layer of some size the interpreter's own data are no longer in the
+        near caches, and each function and object that is looked at is fetched again.
+        """
+        global _free_bytes
+        with _lock:
+            self.used = next(_clock)
+            if self.waiting:
+                block = self.waiting.pop()
+                _free_bytes -= self.size
+            else:
+                block = None
+        if block is None:
+            block = _Block(self.size)
+        lease = self.lease.from_address(block.address)
+        lease.block = block
+        return lease
 
 
 _lock = threading.RLock()  # a collection inside it may finalise a lease
-_free: OrderedDict[int, list[_Block]] = OrderedDict()  # by size, the size last in use at the end
+_clock = count()
+_sizes: dict[int, _Size] = {}
 _free_bytes = 0
 
 
@@ -50,62 +82,55 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-@lru_cache(maxsize=4096)
 def _size_class(size: int) -> int:
     """Rounded up so that nearly equal sizes share blocks: to an eighth of the power of two below, and to whole pages."""
     unit = max(_PAGE, 1 << max(0, size.bit_length() - 4))
     return -(-size // unit) * unit
 
 
+@lru_cache(maxsize=4096)
+def _of(size: int) -> _Size:
+    """Where blocks for so many bytes wait."""
+    room = _size_class(size)
+    with _lock:
+        return _sizes.get(room) or _sizes.setdefault(room, _Size(room))
+
+
 def _map(size: int) -> mmap.mmap:
     """Fresh pages of this process alone: mmap's default would share them with every child forked later."""
-    if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, size)
-
-
-def _take(size: int) -> _Block:
-    global _free_bytes
-    with _lock:
-        waiting = _free.get(size)
-        if waiting:
-            _free_bytes -= size
-            _free.move_to_end(size)
-            return waiting.pop()
-    pages = _map(size)
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and size >= 4 << 20:
         with suppress(OSError):  # a kernel without huge pages serves small ones
             pages.madvise(mmap.MADV_HUGEPAGE)
-    return _Block(pages, size)
+    return pages
 
 
-def _give(block: _Block) -> None:
-    global _free_bytes
-    size = block.size
-    if size > MOST_FREE:
-        return
-    with _lock:
-        _free.setdefault(size, []).append(block)
-        _free.move_to_end(size)
-        _free_bytes += size
-        while _free_bytes > MOST_FREE:
-            oldest, blocks = next(iter(_free.items()))
-            if blocks:
-                blocks.pop()
-                _free_bytes -= oldest
-            if not blocks:
-                _free.pop(oldest, None)
-
-
-@lru_cache(maxsize=1024)
-def _lease(size: int) -> Any:
+def _lease_of(of: _Size) -> Any:
     """The class of what holds a block for the array made of it: a ctypes array, the memory that NumPy takes up fastest."""
 
     def give(self: Any) -> None:
-        with suppress(AttributeError, TypeError):  # interpreter shutdown
-            _give(self.block)
+        global _free_bytes
+        try:
+            with _lock:
+                of.waiting.append(self.block)
+                _free_bytes += of.size
+                if _free_bytes > MOST_FREE:
+                    _make_room(of)
+        except (AttributeError, TypeError):  # interpreter shutdown
+            pass
 
-    return type("Lease", (ctypes.c_char * size,), {"__slots__": ("block",), "__del__": give})
+    return type("Lease", (ctypes.c_char * of.size,), {"__slots__": ("block",), "__del__": give})
+
+
+def _make_room(of: _Size) -> None:
+    """Gives up blocks until few enough wait: the one that has just come if it alone is too large, else sizes of long ago."""
+    global _free_bytes
+    while _free_bytes > MOST_FREE:
+        oldest = of if of.size > MOST_FREE else min((s for s in _sizes.values() if s.waiting), key=lambda s: s.used)
+        oldest.waiting.pop()
+        _free_bytes -= oldest.size
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -114,14 +139,20 @@ def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     >>> empty((2, 3), np.float32).shape
     (2, 3)
     """
-    dtype = np.dtype(dtype)
+    return maker(shape, np.dtype(dtype))()
+
+
+def maker(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], NDArray[Any]]:
+    """What makes such arrays, one at each call.
+
+    >>> maker((2, 3), np.dtype(np.float32))().shape
+    (2, 3)
+    """
     size = prod(shape) * dtype.itemsize
     if size < SMALL:
-        return np.empty(shape, dtype)
-    block = _take(_size_class(size))
-    lease = _lease(block.size).from_address(block.address)
-    lease.block = block
-    return np.ndarray(shape, dtype, lease)
+        return partial(np.empty, shape, dtype)
+    take = _of(size).take
+    return lambda: np.ndarray(shape, dtype, take())
 
 
 def _layout_is_known() -> bool:
@@ -152,6 +183,7 @@ def trim() -> int:
     global _free_bytes
     with _lock:
         freed = _free_bytes
-        _free.clear()
+        for of in _sizes.values():
+            of.waiting.clear()
         _free_bytes = 0
     return freed

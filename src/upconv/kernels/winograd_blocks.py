@@ -46,9 +46,8 @@ SPILT = 0.02
 
 
 FILLING = 0.3
-"""The share of a block's tiles that is left at least where fewer make room for so many output channels that their rows fill register
-tiles. Measured with 32 registers: 1.00 to 1.12 times as fast over four layers of 16 to 32 channels, else in tiles of four or six rows.
-"""
+"""The share of a block's tiles that is left at least where fewer make room for so many output channels that their rows fill
+register tiles. Measured with 32 registers: 1.00 to 1.12 times as fast over four layers of 16 to 32 channels."""
 
 LEAST = {1: (2, 0), 2: (2, 48), 4: (1, 32)}
 """Register tiles' widths a block, and rows a chunk (0: as a register tile has), at least, by slices: those of quarters would leave

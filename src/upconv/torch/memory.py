@@ -18,9 +18,8 @@ from upconv.spec import ConvSpec
 from upconv.torch import arrays
 from upconv.torch.choice import refusal, traced, undisturbed
 
-_MOST = 4096
 _strided = torch.strided
-_ready: dict[Any, execute.Ready] = {}
+_ready = arguments.Calls[execute.Ready](most=4096)
 _era = object()
 """Another one each time that plans are forgotten."""
 
@@ -36,11 +35,11 @@ execute.forgetters.append(_forget)
 
 def _key(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> Any:
     """What the checks of a call depend on."""
-    return x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, asked_for(), asked, arguments.kinds(asked)
+    return x.shape, x.dtype, weight.shape, None if bias is None else bias.shape, asked_for(), asked
 
 
 def _find(x: Tensor, weight: Tensor, bias: Tensor | None, asked: tuple[Any, ...]) -> execute.Ready | None:
-    known = arguments.found(_ready, _key(x, weight, bias, asked))
+    known = _ready.find(_key(x, weight, bias, asked))
     return None if known is None or refusal(x, weight, bias) is not None or x.is_neg() else known
 
 
@@ -59,7 +58,7 @@ def keep(spec: ConvSpec, batched: Tensor, x: Tensor, weight: Tensor, bias: Tenso
     """Keep what runs calls of this kind, where a kernel alone does."""
     known = arrays.ready(spec, batched.shape, x.dtype, x.dim() == batched.dim())
     if known is not None:
-        arguments.keep(_ready, _key(x, weight, bias, asked), known, _MOST)
+        _ready.keep(_key(x, weight, bias, asked), known)
 
 
 class Last:
