@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upconv.codegen import jit, launch, memory
+from upconv.codegen import jit, launch, memory, threads
 from upconv.codegen.ir import Function, Value, module
 from upconv.codegen.target import host
 from upconv.kernels import job as jobs
@@ -48,10 +48,10 @@ def entry(task: Any) -> int:
     return jit.get(task.__name__, "launch", ("entry",), lambda: module([jobs.emit_entry("entry", SLOTS, task)]), host())["entry"]
 
 
-def launcher(native: bool, address: int) -> launch.Launch:
+def launcher(native: bool, address: int, alone: bool = True) -> launch.Launch:
     if not native:
-        return launch.by_ctypes(address, SLOTS.index, NO_BIAS.ctypes.data)
-    made = launch.launcher(address, SLOTS.index, NO_BIAS.ctypes.data, host())
+        return launch.by_ctypes(address, SLOTS.index, NO_BIAS.ctypes.data, alone)
+    made = launch.launcher(address, SLOTS.index, NO_BIAS.ctypes.data, host(), alone)
     assert (type(made).__name__ == "builtin_function_or_method") == (sys.implementation.name == "cpython")
     return made
 
@@ -68,8 +68,8 @@ class Arrays:
         self.job = jobs.filled(SLOTS, {"extra": 5, "next": 9, "ticket": 9, "workspace_bytes": 0}, 1)
         self.x, self.weight, self.bias, self.y = (np.array([n, -1], np.int64) for n in (1, 2, 3, 0))
 
-    def call(self, run: launch.Launch, *given: Any) -> None:
-        run(self.job.ctypes.data, WORKSPACE.ctypes.data, *(given or (self.x, self.weight, self.bias, self.y)))
+    def call(self, run: launch.Launch, *given: Any, team: int = 0) -> None:
+        run(self.job.ctypes.data, WORKSPACE.ctypes.data, *(given or (self.x, self.weight, self.bias, self.y)), team)
 
     def filled(self, *names: str) -> list[int]:
         return [int(self.job[SLOTS.index[name]]) for name in names]
@@ -101,11 +101,32 @@ def test_an_address_does_for_an_array(native: bool, tmp_path: Path) -> None:
     assert a.y.tolist() == [2645, -1]
 
 
-def test_an_entry_of_zero_fills_only(native: bool) -> None:
+def test_without_a_team_what_is_not_for_one_thread_is_filled_only(native: bool) -> None:
     a = Arrays()
-    a.call(launcher(native, 0))
+    a.call(launcher(native, entry(_sum), alone=False))
     assert a.filled("next", "ticket", "x", "y") == [0, 0, a.x.ctypes.data, a.y.ctypes.data]
     assert a.y.tolist() == [0, -1]
+
+
+def _mark(f: Function, job: Value, number: Value, workspace: Value) -> None:
+    """y[number] += x[0]"""
+    x, y = (SLOTS.pointer(f, job, name, "i64") for name in ("x", "y"))
+    f.store(f.load("i64", y[number]) + f.load("i64", x), y[number])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_team_runs_every_task_once(native: bool, alone: bool) -> None:
+    pytest.importorskip("torch")
+    team = threads._team(2, host())
+    if not team:
+        pytest.skip("PyTorch has no OpenMP runtime here")
+    assert threads.teams[2] == team == threads._team(2, host())
+    a, run = Arrays(), launcher(native, entry(_mark), alone)
+    a.job, a.y = jobs.filled(SLOTS, {"workspace_bytes": 0}, 500), np.zeros(500, np.int64)
+    a.x[0] = 3
+    for turn in range(1, 4):
+        a.call(run, a.x, a.weight, None, a.y, team=team)
+        assert (a.y == 3 * turn).all()
 
 
 BIAS = 2
@@ -131,6 +152,8 @@ def test_a_wrong_count_of_arguments_runs_nothing() -> None:
     for given in ((a.x,), (a.x, a.weight, None, a.y, a.y)):
         with pytest.raises((SystemError, TypeError)):
             a.call(run, *given)
+    with pytest.raises((SystemError, TypeError)):
+        a.call(run, a.x, a.weight, None, a.y, team="2")  # type: ignore[arg-type]
     with pytest.raises((SystemError, TypeError)):
         run()  # type: ignore[call-arg]
     assert a.y.tolist() == [0, -1]

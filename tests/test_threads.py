@@ -234,21 +234,28 @@ def test_a_thread_goes_on_with_the_next_block_of_its_end() -> None:
     assert followers(8, 4) == [2, 3, 4, 5, 2, 3, 4, 5]
 
 
+def without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where PyTorch is not loaded."""
+    monkeypatch.setattr(openmp, "runtime", lambda _: None)
+    monkeypatch.setattr(threads, "teams", {})
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_every_task_is_done_once_and_by_no_more_threads_than_asked(count: int) -> None:
     run_many(count)
 
 
 def test_the_same_with_workers_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openmp, "runtime", lambda _: None)
+    without_openmp(monkeypatch)
+    monkeypatch.setattr(threads, "_workers", None)
+    before = threading.enumerate()
     for count in (2, 3, 5):
         run_many(count)
-    started = [t for t in threading.enumerate() if t.name == "upconv worker"]
-    assert len(started) <= 4
+    assert len([t for t in threading.enumerate() if t.name == "upconv worker" and t not in before]) == 4
 
 
 def test_the_same_with_plain_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openmp, "runtime", lambda _: None)
+    without_openmp(monkeypatch)
     monkeypatch.setattr(threads, "_own", lambda _: None)
     run_many(3, repeats=30)
 
@@ -256,7 +263,7 @@ def test_the_same_with_plain_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["own workers", "any pool"])
 def test_callers_at_once_share_workers_without_losing_a_task(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if own:
-        monkeypatch.setattr(openmp, "runtime", lambda _: None)
+        without_openmp(monkeypatch)
     errors: list[BaseException] = []
 
     def caller() -> None:
@@ -278,7 +285,7 @@ def test_a_worker_gone_to_sleep_wakes_again(monkeypatch: pytest.MonkeyPatch) -> 
     """Longer pauses than the spin: the worker sleeps in the kernel in between, and the next job still gets it or does without."""
     import time
 
-    monkeypatch.setattr(openmp, "runtime", lambda _: None)
+    without_openmp(monkeypatch)
     for _ in range(15):
         run_many(2, repeats=2)
         time.sleep(0.01)
@@ -476,8 +483,13 @@ print(os.sched_getaffinity(0) == only, {threads._processor()} == only)
 @LINUX
 def test_torchs_pool_without_stepping_aside() -> None:
     """As on systems where no thread can say which processor it runs on."""
-    code = "from upconv.codegen import openmp; openmp._shared = openmp._share_plainly; print(np.array_equal(call(), y))"
-    assert said(program(True, code)) == "True"
+    code = """
+from upconv.codegen import openmp, threads
+openmp._share = lambda target: openmp._address(openmp._plain_share())
+threads.teams.clear()
+print(np.array_equal(call(), y), np.array_equal(call(), y), len(threads.teams))
+"""
+    assert said(program(True, code)) == "True True 1"
 
 
 @LINUX

@@ -72,8 +72,7 @@ class Prepared:
         self._kept: tuple[Any, NDArray[Any]] | None = None
         self._seen: tuple[int, int, Any, bytes, NDArray[Any]] = (0, 0, None, b"", no_bias)
         self.threads = plan.threads
-        alone = self.address if plan.threads == 1 else 0
-        self._launch = launcher(alone, slots.index, no_bias.ctypes.data, plan.target)
+        self._launch = launcher(self.address, slots.index, no_bias.ctypes.data, plan.target, alone=plan.threads == 1)
         self._packer: Packer | None = None
         self.workspace = how.workspace_bytes * plan.threads + 64
         packing = (problem.spec, problem.dtype, kernel.NAME, kernel.packing(problem, how))
@@ -131,9 +130,11 @@ class Prepared:
                 arena = _Arena(self.workspace)
         except IndexError:
             arena = _Arena(self.workspace)
-        self._launch(job.address, arena.address, x, weight, bias, y)
-        if self.threads > 1:
-            threads.run(self.address, job.address, self.threads, self.plan.target)
+        count = self.threads
+        team = threads.teams.get(count, 0) if count > 1 else 0
+        self._launch(job.address, arena.address, x, weight, bias, y, team)
+        if count > 1 and not team:
+            threads.run(self.address, job.address, count, self.plan.target)
         self._idle.append(job)
         _arenas.append(arena)
 

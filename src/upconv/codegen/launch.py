@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upconv.codegen import jit, memory, system, threads
+from upconv.codegen import jit, memory, openmp, system, threads
 from upconv.codegen.ir import Function, Value, module
 from upconv.codegen.target import Target
 
@@ -31,9 +31,9 @@ _FASTCALL = 0x80
 _API = ("PyType_IsSubtype", "PyLong_AsVoidPtr", "PyErr_Occurred", "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef")
 _GIVEN = ("workspace", "x", "weight", "bias", "y")
 _CLEARED = ("next", "ticket")
-_KNOWN = (*_API, "array", "nothing", "entry", "no_bias", *_CLEARED, *_GIVEN)
-"""What a launcher knows, 64 bits each: functions and objects of the interpreter, the kernel's code, the bias of a layer that has
-none, and the numbers of a job's slots."""
+_KNOWN = (*_API, "array", "nothing", "entry", "alone", "no_bias", *_CLEARED, *_GIVEN)
+"""What a launcher knows, 64 bits each: functions and objects of the interpreter, the kernel's code, whether this thread runs it
+where no team does, the bias of a layer that has none, and the numbers of a job's slots."""
 _HEADER = object.__basicsize__
 _BYTES = bytes.__basicsize__ - 1
 """Where a bytes object has its bytes: it ends with them and a zero."""
@@ -80,20 +80,21 @@ def _emit_address() -> Function:
 
 
 def _emit_launch(address: Function) -> Function:
-    """`launch(self, arguments, count)` of a job and `_GIVEN`; `self` is a bytes object of `_KNOWN`.
+    """`launch(self, arguments, count)` of a job, `_GIVEN` and a team; `self` is a bytes object of `_KNOWN`.
 
-    Returns None, or no object where an argument is neither an array nor a number, or their count is not right. An entry of 0 is
-    not called: the job is filled only.
+    Returns None, or no object where an argument is neither an array nor a number, or their count is not right. The job runs on the
+    team (`openmp.team`); where that is 0, on this thread, or not at all: then it is filled only.
     """
     f = Function("launch", [("self", "ptr"), ("arguments", "ptr"), ("count", "i64")], returns="i64")
     me, arguments, count = f.arguments
     known = me.of("i8")[_BYTES]
     convert, fill, run, end, fail = (f.label(name) for name in ("convert", "fill", "run", "end", "fail"))
-    nothing, entry = _known(f, known, "nothing"), _known(f, known, "entry")
-    f.do(f"br i1 {count.equals(1 + len(_GIVEN)).text}, label %{convert}, label %{fail}")
+    nothing, entry, alone = (_known(f, known, name) for name in ("nothing", "entry", "alone"))
+    f.do(f"br i1 {count.equals(2 + len(_GIVEN)).text}, label %{convert}, label %{fail}")
     f.start(convert)
-    job, *given = (f.load("i64", arguments.of("i64")[i]) for i in range(1 + len(_GIVEN)))
+    job, *given, team = (f.load("i64", arguments.of("i64")[i]) for i in range(2 + len(_GIVEN)))
     slots = system.pointer(f, f.call(address, [known, job])).of("i64")
+    team = f.call(address, [known, team])
     values = []
     for name, value in zip(_GIVEN, given, strict=True):
         if name != "bias":
@@ -108,10 +109,13 @@ def _emit_launch(address: Function) -> Function:
         f.store(f.value(0), slots[_known(f, known, name)])
     for name, value in zip(_GIVEN, values, strict=True):
         f.store(value, slots[_known(f, known, name)])
-    f.do(f"br i1 {entry.equals(0).text}, label %{end}, label %{run}")
+    f.do(f"br i1 {(team.equals(0) & alone.equals(0)).text}, label %{end}, label %{run}")
     f.start(run)
     state = _api(f, known, "PyEval_SaveThread")
-    f.do(f"call void {system.pointer(f, entry).text}(ptr {slots.text})")
+    with f.when(team.equals(0), name="alone"):
+        f.do(f"call void {system.pointer(f, entry).text}(ptr {slots.text})")
+    with f.otherwise(team.equals(0), name="team"):
+        openmp.emit_run(f, system.pointer(f, team), entry, slots)
     _api(f, known, "PyEval_RestoreThread", state, returns="void")
     f.do(f"br label %{end}")
     f.start(end)
@@ -159,36 +163,38 @@ def _method(target: Target) -> _Method:
 
 _new_function = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
 
-Launch = Callable[[int, int, Where, Where, Where | None, Where], None]
-"""`launch(job, workspace, x, weight, bias, y)`."""
+Launch = Callable[[int, int, Where, Where, Where | None, Where, int], None]
+"""`launch(job, workspace, x, weight, bias, y, team)`."""
 
 
-def launcher(entry: int, slots: Mapping[str, int], no_bias: int, target: Target) -> Launch:
-    """What fills a job in and runs `entry(job)` on this thread, or (entry 0) fills it only.
+def launcher(entry: int, slots: Mapping[str, int], no_bias: int, target: Target, alone: bool = True) -> Launch:
+    """What fills a job in and runs `entry(job)` on a team's threads, else (`alone`) on this one, else not at all.
 
     `slots` numbers the job's slots by name; `no_bias` is the address that stands for a bias of None. The arrays are the caller's to
     check, and to keep. Raises TypeError for what is neither an array nor an int.
     """
     if not _is_known():
-        return by_ctypes(entry, slots, no_bias)
+        return by_ctypes(entry, slots, no_bias, alone)
     numbers = [slots[name] for name in (*_CLEARED, *_GIVEN)]
-    known = struct.pack(f"={len(_KNOWN)}q", *_api_addresses(), id(np.ndarray), id(None), entry, no_bias, *numbers)
+    known = struct.pack(f"={len(_KNOWN)}q", *_api_addresses(), id(np.ndarray), id(None), entry, alone, no_bias, *numbers)
     new: Launch = _new_function(("PyCFunction_NewEx", ctypes.pythonapi))(ctypes.addressof(_method(target)), known, None)
     return new
 
 
-def by_ctypes(entry: int, slots: Mapping[str, int], no_bias: int) -> Launch:
+def by_ctypes(entry: int, slots: Mapping[str, int], no_bias: int, alone: bool = True) -> Launch:
     """The same where objects are not known to look as CPython's and NumPy's do."""
     cleared, places = tuple(slots[name] for name in _CLEARED), tuple(slots[name] for name in _GIVEN)
     run, most = threads.entry(entry), max(*cleared, *places) + 1
 
-    def launch(job: int, workspace: int, x: Where, weight: Where, bias: Where | None, y: Where) -> None:
+    def launch(job: int, workspace: int, x: Where, weight: Where, bias: Where | None, y: Where, team: int) -> None:
         filled = (ctypes.c_int64 * most).from_address(job)
         for place in cleared:
             filled[place] = 0
         for place, value in zip(places, (workspace, x, weight, no_bias if bias is None else bias, y), strict=True):
             filled[place] = value if isinstance(value, int) else memory.address(value)
-        if entry:
+        if team:
+            openmp.run(team, entry, job)
+        elif alone:
             run(job)
 
     return launch

@@ -37,10 +37,22 @@ class Runtime:
     team_size: int
     processors: Any
 
-    def run(self, address: int, job: int, count: int, target: Target) -> None:
-        """`entry(job)`, at an address, on up to `count` threads."""
-        share = _shared or _emit(target)
-        share(self.parallel, self.team_size, address, job, count)
+    def team(self, count: int, target: Target) -> int:
+        """The address of what says how to run jobs on `count` threads: `share`, this runtime's functions, and the count."""
+        team = (ctypes.c_int64 * len(_TEAM))(_share(target), self.parallel, self.team_size, count)
+        _teams.append(team)
+        return ctypes.addressof(team)
+
+
+_TEAM = ("share", "parallel", "size", "count")
+_teams: list[Any] = []
+_SHARE = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, ctypes.c_int64)
+
+
+def run(team: int, entry: int, job: int) -> None:
+    """`entry(job)` on the threads of a team."""
+    share, parallel, size, count = (ctypes.c_int64 * len(_TEAM)).from_address(team)
+    _SHARE(share)(parallel, size, entry, job, count)
 
 
 @lru_cache(maxsize=1)
@@ -135,23 +147,29 @@ def _emit_share(member: Function) -> Function:
     return f
 
 
-_shared: Any = None  # the emitted `share`, of the first target asked for: any would do
+def emit_run(f: Function, team: Value, entry: Value, job: Value) -> None:
+    """The code of `run`."""
+    share, parallel, size = (system.pointer(f, f.load("i64", team[i])).text for i in range(3))
+    function = system.pointer(f, entry).text
+    f.do(f"call void {share}(ptr {parallel}, ptr {size}, ptr {function}, ptr {job.text}, i64 {f.load('i64', team[3]).text})")
 
 
-def _emit(target: Target) -> Any:
-    global _shared
+@lru_cache(maxsize=1)
+def _plain_share() -> Any:
+    return _SHARE(_share_plainly)
+
+
+def _share(target: Target) -> int:
+    """The address of `share`."""
+    if sys.platform != "linux":  # there is no saying which processor a thread runs on
+        return _address(_plain_share())
 
     def write() -> str:
         leave, come = _emit_leave(), _emit_come(target)
         member = _emit_member(leave, come)
         return module([leave, come, member, _emit_share(member)])
 
-    if sys.platform != "linux":  # there is no saying which processor a thread runs on
-        _shared = _share_plainly
-        return _shared
-    code = jit.get("openmp", f"looks {LOOKS}", ("share",), write, target)
-    _shared = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, ctypes.c_int64)(code["share"])
-    return _shared
+    return jit.get("openmp", f"looks {LOOKS}", ("share",), write, target)["share"]
 
 
 _PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)

@@ -262,6 +262,7 @@ def _reset_after_fork() -> None:
     global _workers, _workers_lock, _openmp_left_behind
     _workers, _workers_lock = None, threading.Lock()
     _openmp_left_behind = _openmp_left_behind or "torch" in sys.modules
+    teams.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -309,16 +310,27 @@ def entry(address: int) -> Any:
     return _ENTRY(address)
 
 
+teams: dict[int, int] = {}
+"""By the number of threads, the teams of the OpenMP runtime (`openmp.Runtime.team`) that jobs have run on: `launch` runs more."""
+
+
+def _team(count: int, target: Target) -> int:
+    """The OpenMP runtime's team of so many threads; 0 where there is none, or none that this process may use."""
+    host = None if _openmp_left_behind else openmp.runtime("torch" in sys.modules)
+    if host is None:
+        return 0
+    return teams.setdefault(count, host.team(count, target))
+
+
 def run(address: int, job: int, count: int, target: Target) -> None:
     """Calls the emitted `entry(job)` at `address` on up to `count` threads, this one among them; `job` is 64-byte aligned."""
     if count <= 1:
         entry(address)(job)
         return
-    if not _openmp_left_behind:
-        host = openmp.runtime("torch" in sys.modules)
-        if host is not None:
-            host.run(address, job, count, target)
-            return
+    team = teams.get(count) or _team(count, target)
+    if team:
+        openmp.run(team, address, job)
+        return
     workers = _own(target)
     if workers is None:
         _run_python_threads(address, job, count)
