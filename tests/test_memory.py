@@ -22,10 +22,6 @@ def _no_leftovers() -> None:
     memory.trim()
 
 
-def _waiting_bytes() -> int:
-    return sum(size * len(of.waiting) for size, of in memory._sizes.items())
-
-
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 5), (7,), (16384,), (16385,), BIG, (5, 3, 999, 17)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
 def test_an_array_as_np_empty_makes_it(shape: tuple[int, ...], dtype: type) -> None:
@@ -82,7 +78,7 @@ def test_sizes_of_long_ago_make_room_for_those_in_use(monkeypatch: pytest.Monkey
     array = memory.empty((2 << 20,), np.uint8)
     del array
     assert memory._of(2 << 20).waiting
-    assert memory._free_bytes == _waiting_bytes() <= 4 << 20
+    assert memory._waiting_bytes() <= 4 << 20
     too_large = memory.empty((5 << 20,), np.uint8)
     del too_large
     assert memory._of(2 << 20).waiting  # it pushed nobody out
@@ -94,10 +90,11 @@ def test_waiting_memory_is_bounded_and_can_be_given_back(monkeypatch: pytest.Mon
     arrays = [memory.empty(BIG, np.float32) for _ in range(6)]
     del arrays
     gc.collect()
-    assert 1 << 20 <= memory._free_bytes <= 3 << 20
-    assert memory._free_bytes == _waiting_bytes()
-    assert memory.trim() > 0
-    assert (memory._free_bytes, memory.trim()) == (0, 0)
+    waiting = memory._waiting_bytes()
+    assert 1 << 20 <= waiting <= 3 << 20
+    before = memory._mapped
+    assert memory.trim() == waiting
+    assert (memory._waiting_bytes(), memory.trim(), before - memory._mapped) == (0, 0, waiting)
 
 
 def test_nearly_equal_sizes_share_pages_and_little_is_wasted() -> None:

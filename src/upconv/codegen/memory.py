@@ -50,18 +50,13 @@ class _Size:
         """A block's lease: memory for an array, which comes back when the array is gone.
 
         Here and where it comes back every step counts: after a layer of some size the interpreter's own data are no longer in the
-        near caches, and each function and object that is looked at is fetched again.
+        near caches, and each function and object that is looked at is fetched again. A list's `pop` and `append` need no lock.
         """
-        global _free_bytes
-        with _lock:
-            self.used = next(_clock)
-            if self.waiting:
-                block = self.waiting.pop()
-                _free_bytes -= self.size
-            else:
-                block = None
-        if block is None:
-            block = _Block(self.size)
+        self.used = next(_clock)
+        try:
+            block = self.waiting.pop()
+        except IndexError:
+            block = _fresh(self.size)
         lease = self.lease.from_address(block.address)
         lease.block = block
         return lease
@@ -70,7 +65,8 @@ class _Size:
 _lock = threading.RLock()  # a collection inside it may finalise a lease
 _clock = count()
 _sizes: dict[int, _Size] = {}
-_free_bytes = 0
+_mapped = 0
+"""Bytes of all blocks: while they are no more than may wait, nobody need count those that do."""
 
 
 def _forget() -> None:
@@ -107,17 +103,24 @@ def _map(size: int) -> mmap.mmap:
     return pages
 
 
+def _fresh(size: int) -> _Block:
+    """A block of pages that nobody has touched."""
+    global _mapped
+    block = _Block(size)
+    with _lock:
+        _mapped += size
+    return block
+
+
 def _lease_of(of: _Size) -> Any:
     """The class of what holds a block for the array made of it: a ctypes array, the memory that NumPy takes up fastest."""
+    waiting = of.waiting
 
     def give(self: Any) -> None:
-        global _free_bytes
+        waiting.append(self.block)
         try:
-            with _lock:
-                of.waiting.append(self.block)
-                _free_bytes += of.size
-                if _free_bytes > MOST_FREE:
-                    _make_room(of)
+            if _mapped > MOST_FREE:
+                _make_room(of)
         except (AttributeError, TypeError):  # interpreter shutdown
             pass
 
@@ -126,11 +129,26 @@ def _lease_of(of: _Size) -> Any:
 
 def _make_room(of: _Size) -> None:
     """Gives up blocks until few enough wait: the one that has just come if it alone is too large, else sizes of long ago."""
-    global _free_bytes
-    while _free_bytes > MOST_FREE:
-        oldest = of if of.size > MOST_FREE else min((s for s in _sizes.values() if s.waiting), key=lambda s: s.used)
-        oldest.waiting.pop()
-        _free_bytes -= oldest.size
+    with _lock:
+        if of.size > MOST_FREE:
+            _drop(of)
+        while _waiting_bytes() > MOST_FREE:  # others take some meanwhile
+            _drop(min((s for s in _sizes.values() if s.waiting), key=lambda s: s.used, default=of))
+
+
+def _waiting_bytes() -> int:
+    return sum(of.size * len(of.waiting) for of in _sizes.values())
+
+
+def _drop(of: _Size) -> int:
+    """Gives one of the blocks that wait back to the system, if none has taken it meanwhile; returns its bytes."""
+    global _mapped
+    try:
+        of.waiting.pop(0)
+    except IndexError:
+        return 0
+    _mapped -= of.size
+    return of.size
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -180,10 +198,5 @@ address = _address_by_layout if _layout_is_known() else address_by_attribute
 
 def trim() -> int:
     """Give all waiting memory back to the system; returns the bytes freed."""
-    global _free_bytes
     with _lock:
-        freed = _free_bytes
-        for of in _sizes.values():
-            of.waiting.clear()
-        _free_bytes = 0
-    return freed
+        return sum(_drop(of) for of in _sizes.values() for _ in range(len(of.waiting)))
