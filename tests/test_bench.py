@@ -278,12 +278,16 @@ def test_passes_that_are_interrupted_leave_a_whole_report_of_those_before() -> N
 def test_overhead_is_what_a_call_adds_to_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "BATCHES", 3)
     monkeypatch.setattr(overhead, "CALLS", 20)
+    monkeypatch.setattr(overhead, "SINGLE", 5)
     found = overhead.measure()
     assert 0 < found.kernel < 1e-3
     assert all(0 < seconds < 1e-2 for seconds in found.doors.values())
     for name, seconds in found.calls.items():
         assert found.doors[name] == seconds - found.kernel
-        assert name in str(found)
+        assert str(found).count(name) == 2
+    assert found.afterwards.keys() == {*found.calls, *found.others}
+    assert all(0 < seconds < 1e-1 for seconds in found.afterwards.values())
+    assert "after 16 MB of other data" in str(found)
 
 
 def test_the_job_alone_computes_the_layer() -> None:

@@ -1,7 +1,9 @@
 """What a call costs besides its work: the time from the Python call to the kernel, for a layer planned before.
 
 The work itself is measured by calling the emitted code with a job that has its task, and again with one whose tasks are all
-done: the difference is the kernel's, the rest of a call is overhead (ours and Python's).
+done: the difference is the kernel's, the rest of a call is overhead (ours and Python's). In a row of calls all that the interpreter
+looks at stays near; in a model the layers before have filled the caches, and it is fetched again. So whole calls are timed after
+other data have passed as well.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from upconv.spec import ConvSpec, SpecError
 SHAPE = (1, 8, 16)
 LAYER = dict(transposed=True, in_channels=8, out_channels=8, kernel_size=4, stride=2, padding=1, rank=1)
 BATCHES, CALLS = 30, 300
+OTHER, SINGLE = 16 << 20, 100
+"""Bytes of other data that pass before a single call, more than the caches of a core hold, and how many such calls are timed."""
 OURS, THEIRS = "upconv.torch.ConvTranspose1d", "torch.nn.ConvTranspose1d"
 
 
@@ -37,6 +41,8 @@ class Overhead:
     calls: dict[str, float]
     others: dict[str, float]
     """Rivals' whole calls of the same layer."""
+    afterwards: dict[str, float]
+    """Whole calls of all doors, each after other data have passed through the caches."""
 
     @property
     def doors(self) -> dict[str, float]:
@@ -49,6 +55,9 @@ class Overhead:
             lines.append(f"  {name:44} {seconds * 1e6:6.2f} us from the call to the kernel")
         for name, seconds in self.others.items():
             lines.append(f"  {name:44} {seconds * 1e6:6.2f} us the whole call")
+        lines.append(f"and the whole call after {OTHER >> 20} MB of other data have passed, as between the layers of a model")
+        for name, seconds in self.afterwards.items():
+            lines.append(f"  {name:44} {seconds * 1e6:6.2f} us")
         return "\n".join(lines)
 
 
@@ -62,6 +71,19 @@ def _each(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
             for _ in range(CALLS):
                 call()
             found[name].append((perf_counter() - start) / CALLS)
+    return {name: median(values) for name, values in found.items()}
+
+
+def _afterwards(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of one call of each after other data have passed: medians, in turn."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    other = np.zeros(OTHER // 4, np.float32)
+    for _ in range(SINGLE):
+        for name, call in calls.items():
+            other += 1
+            start = perf_counter()
+            call()
+            found[name].append(perf_counter() - start)
     return {name: median(values) for name, values in found.items()}
 
 
@@ -102,9 +124,9 @@ def measure() -> Overhead:
         kept = [call() for call in (calls | tensors).values()]  # the job's arrays must stay while its code runs alone
         times = _each(dict(zip(("work", "nothing"), _native(spec), strict=True)))
         del kept
-        seconds = _each(calls | tensors)
+        seconds, afterwards = _each(calls | tensors), _afterwards(calls | tensors)
     others = {THEIRS: seconds.pop(THEIRS)} if THEIRS in seconds else {}
-    return Overhead(str(spec), times["work"] - times["nothing"], seconds, others)
+    return Overhead(str(spec), times["work"] - times["nothing"], seconds, others, afterwards)
 
 
 def _tensors(x: NDArray[Any], state: dict[str, NDArray[Any]]) -> tuple[Any, dict[str, Callable[[], Any]]]:
