@@ -10,6 +10,7 @@ import pytest
 
 import upconv
 from upconv import functional
+from upconv.arguments import Calls
 from upconv.spec import ConvSpec
 
 LAYER: dict[str, Any] = dict(stride=2, padding=1)
@@ -59,6 +60,35 @@ def test_a_list_that_has_changed_is_another_argument() -> None:
     assert upconv.conv_transpose(x, w, b, stride).shape == (2, 4, 12, 10)
     with pytest.raises(upconv.SpecError, match=r"stride\[1\] is 1\.0: give a whole number"):
         upconv.conv_transpose(x, w, b, [2, 1.0])
+
+
+@pytest.mark.parametrize("wrong", [2.0, np.float32(2), (2, 2.0), (2.0, 2)], ids=repr)
+def test_what_is_equal_to_an_argument_that_was_allowed_is_not_allowed_for_that(wrong: Any) -> None:
+    x, w, b = arrays()
+    for stride in (2, (2, 2)):
+        upconv.conv_transpose(x, w, b, stride)
+        upconv.conv_transpose(x, w, b, stride)
+    with pytest.raises(upconv.SpecError, match=r"give a whole number"):
+        upconv.conv_transpose(x, w, b, wrong)
+    assert upconv.conv_transpose(x, w, b, np.int64(2)).shape == upconv.conv_transpose(x, w, b, 2).shape
+
+
+def test_calls_that_are_like_one_before_are_found_and_no_others() -> None:
+    calls = Calls[str](most=3)
+    key, lists = ("f", (2, (1, 1), None)), ("f", (2, [1, 1], None))
+    for known, value in ((key, "tuple"), (lists, "list")):
+        assert calls.find(known) is None
+        calls.keep(known, value)
+    assert [calls.find(k) for k in (key, ("f", (2, (1, 1), None)), lists, ("f", (2, [1, 1], None)))] == ["tuple"] * 2 + ["list"] * 2
+    assert [calls.find(("f", (n, (1, 1), None))) for n in (2.0, np.float64(2), 3)] == [None] * 3
+    assert calls.find(("f", ({}, (1, 1), None))) is None  # has no hash
+    calls.keep(("f", ({}, 1)), "never")
+    assert len(calls) == 2
+    for i in range(2):
+        calls.keep(("g", (i,)), str(i))
+    assert len(calls) == 4  # of three keys
+    calls.keep(("g", (2,)), "2")
+    assert (len(calls), calls.find(key), calls.find(("g", (2,)))) == (1, None, "2")
 
 
 VIEWS: dict[str, Callable[[Any], Any]] = {
