@@ -83,7 +83,7 @@ def _emit_launch(address: Function) -> Function:
     """`launch(self, arguments, count)` of a job, `_GIVEN` and a team; `self` is a bytes object of `_KNOWN`.
 
     Returns None, or no object where an argument is neither an array nor a number, or their count is not right. The job runs on the
-    team (`openmp.team`); where that is 0, on this thread, or not at all: then it is filled only.
+    team (`openmp.Runtime.team`); where that is 0, on this thread, or not at all: then it is filled only.
     """
     f = Function("launch", [("self", "ptr"), ("arguments", "ptr"), ("count", "i64")], returns="i64")
     me, arguments, count = f.arguments

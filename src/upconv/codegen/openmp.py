@@ -51,8 +51,15 @@ _SHARE = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, ctypes.c_int64)
 
 def run(team: int, entry: int, job: int) -> None:
     """`entry(job)` on the threads of a team."""
+    share, parallel, size, count = _known(team)
+    share(parallel, size, entry, job, count)
+
+
+@lru_cache(maxsize=64)
+def _known(team: int) -> tuple[Any, int, int, int]:
+    """What a team's words say, `share` as a function."""
     share, parallel, size, count = (ctypes.c_int64 * len(_TEAM)).from_address(team)
-    _SHARE(share)(parallel, size, entry, job, count)
+    return _SHARE(share), parallel, size, count
 
 
 @lru_cache(maxsize=1)
