@@ -180,7 +180,7 @@ def test_sums_beyond_the_near_caches_count_on_intels_servers() -> None:
 
 
 def test_a_single_tile_of_weights_transformed_as_they_are_read_is_left_to_others_on_intels_servers() -> None:
-    """96 -> 320 on one image of 4 x 4 took 2.2 times as long by it; several tiles are its own."""
+    """96 -> 320 on one image of 4 x 4 took 2.1 times as long by it; several tiles are its own."""
     alone = runs.make(size=(4, 4), in_channels=96, out_channels=320, **TWICE)
     several = runs.make(size=(8, 8), in_channels=64, out_channels=320, **TWICE)
     assert planner.make(alone, SERVER, 2).algorithm != "winograd_streamed"

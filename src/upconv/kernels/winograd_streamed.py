@@ -33,7 +33,7 @@ from x to V, and of sums, from M to outputs, for each of a vector's tiles. Fitte
 6 %, and a fifteenth more, which suits the choice; the third of `Target.kind` fitted to 52 more, within 20 %."""
 ALONE = ((1.0, 1.0), (1.0, 1.0), (1.2, 9.0))
 """How many times as dear a product and a sum are of a single tile, by `Target.kind`: its outputs are stored one by one. Measured:
-18 layers were taken to be 1.35 times as fast as they are, 96 -> 320 k3s2 on 4 x 4 2.2 times."""
+18 layers were taken to be 1.35 times as fast as they are, 96 -> 320 k3s2 on 4 x 4 2.1 times."""
 FASTER = 1.2
 """How many times as fast weights come as where they are not asked for so far ahead. Measured."""
 
