@@ -104,57 +104,6 @@ print(near, upconv.get_num_threads(), upconv.plan(x.shape, w.shape, stride=2).th
     assert said("import upconv.torch\n" + many, OMP_PROC_BIND="true", OMP_NUM_THREADS=str(count)) == f"True {count} {count}"
 
 
-# -- what shares of a block have in common ---------------------------------------------------------------------------------------
-
-SHARES = jobs.Slots((*jobs.PLACE, "counters", "seen", "own"))
-
-
-def preparations(blocks: int, splits: int, groups: int, count: int) -> np.ndarray:
-    """How often each block of each group was prepared; every task found its own block prepared in its thread's workspace."""
-
-    def own_block(f, job, number):  # type: ignore[no-untyped-def]
-        block, _, group = jobs.place_of(number, {name: SHARES.read(f, job, name) for name in jobs.PLACE})
-        return group * blocks + block
-
-    def prepare(f, job, number, workspace):  # type: ignore[no-untyped-def]
-        own = own_block(f, job, number)
-        counter = SHARES.pointer(f, job, "counters", "i64")[own]
-        f.emit(f"atomicrmw add ptr {counter.text}, i64 1 monotonic, align 8", "i64")
-        f.store(own, workspace.of("i64"))
-
-    def task(f, job, number, workspace):  # type: ignore[no-untyped-def]
-        f.store(f.load("i64", workspace.of("i64")), SHARES.pointer(f, job, "seen", "i64")[number])
-        f.store(own_block(f, job, number), SHARES.pointer(f, job, "own", "i64")[number])
-
-    def emit() -> str:
-        return module([jobs.emit_entry("entry", SHARES, task, prepare)])
-
-    code = jit.get("prepare", f"test {blocks} {splits}", ("entry",), emit, host())
-    tasks = blocks * splits * groups
-    counters, memory = np.zeros(blocks * groups, np.int64), np.zeros(64, np.int64)
-    seen, own = np.full(tasks, -1), np.full(tasks, -2)
-    room, skip = np.zeros(8 * count, np.int64), -memory.ctypes.data % 64 // 8
-    job = memory[skip : skip + len(SHARES.names)]
-    numbers = {"tasks": tasks, "workspace": room.ctypes.data, "workspace_bytes": 64, "block_count": blocks, "splits": splits}
-    arrays = {"counters": counters.ctypes.data, "seen": seen.ctypes.data, "own": own.ctypes.data}
-    for name, number in {**numbers, "abreast": count, **arrays}.items():
-        job[SHARES.index[name]] = number
-    threads.run(code["entry"], job.ctypes.data, count, host())
-    assert (seen == own).all()
-    assert (np.bincount(own, minlength=blocks * groups) == splits).all()
-    return counters
-
-
-def test_a_thread_prepares_its_block_once_for_all_shares_that_it_draws_in_turn() -> None:
-    assert preparations(1, 9, 1, 1).tolist() == [1]
-    assert preparations(1, 9, 3, 1).tolist() == [1, 1, 1]
-    assert preparations(3, 4, 1, 1).tolist() == [1, 1, 1]
-    for _ in range(50):
-        assert 1 <= preparations(1, 9, 1, 2)[0] <= 2
-        assert preparations(3, 4, 2, 2).max() <= 4
-        assert preparations(5, 2, 2, 3).max() <= 2
-
-
 # -- each task once -----------------------------------------------------------------------------------------------------------
 
 SLOTS = jobs.Slots(("counters",))

@@ -18,6 +18,16 @@ def pause(f: Function, target: Target) -> None:
         f.do("call void @llvm.aarch64.hint(i32 1)")
 
 
+def rest(f: Function) -> None:
+    """Some hundred cycles of a chain of divisions: what else runs on the core has nearly all of it. For any processor."""
+    opaque = 'asm sideeffect "", "=r,0"'
+    by = f.emit(f"call i64 {opaque}(i64 3)", "i64")
+    left = f.emit(f"call i64 {opaque}(i64 {(1 << 62) + 1})", "i64")
+    for _ in range(8):
+        left = f.emit(f"udiv i64 {left.text}, {by.text}", "i64")
+    f.do(f'call void asm sideeffect "", "r"(i64 {left.text})')
+
+
 def shuffled(f: Function, value: Value) -> Value:
     """A vector of 32 bytes by way of a shuffle that leaves it as it is; others as they are. See `target.STALLED`.
 

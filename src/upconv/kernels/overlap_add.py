@@ -301,9 +301,8 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     if how.x_bytes > 0.7 * target.l2:  # every chunk reads the block's inputs from beyond the second-level cache
         streamed += how.block_count * how.chunks * spec.groups * how.x_bytes
         moved += AWAY * prod(problem.input_shape) * problem.itemsize
-    return register_tile.seconds(
-        target, jobs.busiest_share([(tasks(problem, how), 1.0)], threads), gemm, fold + stored, moved, streamed
-    )
+    share = jobs.helped_share([(tasks(problem, how), 1.0)], ceil(how.chunks / how.splits), threads)
+    return register_tile.seconds(target, share, gemm, fold + stored, moved, streamed)
 
 
 def describe(problem: Problem, how: Blocking) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upconv.codegen.ir import Carry, Function, Int, Value, module
-from upconv.kernels import columns, listing, microkernel, pack, store
+from upconv.kernels import columns, helping, listing, microkernel, pack, store
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import Tile
@@ -15,11 +15,11 @@ SLOTS = jobs.Slots(
     tuple(
         dict.fromkeys(
             (
-                *pack.SLOTS, *columns.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "taps", "fold_phases", "fold_taps",
-                "phase_count", "images_a_block", "block_count", "room", "splits", "abreast", "chunks_a_split", "chunks", "chunk",
-                "tile_blocks", "channels_in", "channels_out", "weight_group", "x_group", "tap_count", "positions",
-                "image_positions", "x_pitch", "patch_pitch", "table_bytes", "line_bytes", "scratch_bytes", "patch_bytes",
-                "found_bytes",
+                *helping.OPEN, *pack.SLOTS, *columns.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "taps", "fold_phases",
+                "fold_taps", "phase_count", "images_a_block", "block_count", "room", "splits", "abreast", "chunks_a_split",
+                "chunks", "chunk", "tile_blocks", "channels_in", "channels_out", "weight_group", "x_group", "tap_count",
+                "positions", "image_positions", "x_pitch", "patch_pitch", "table_bytes", "line_bytes", "scratch_bytes",
+                "patch_bytes", "found_bytes",
             )
         )
     )
@@ -121,16 +121,22 @@ def emit(code: Code) -> str:
         low, width = image * s["image_positions"], images * s["image_positions"]
         f.call(do_place, [job, table, s["room"], low, low + width])
 
-    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+    def count(f: Function, job: Value, number: Value) -> Value:
+        s = {name: SLOTS.read(f, job, name) for name in (*jobs.PLACE, "chunks_a_split", "chunks")}
+        first = jobs.place_of(number, s)[1] * s["chunks_a_split"]
+        return f.minimum(s["chunks"] - first, s["chunks_a_split"])
+
+    def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, _helps: Value, word: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
         _, images = _emit_images(f, s, position)
-        table, line, scratch, patches, found, stored = _rooms(tile, s, workspace)
+        (table, *_, stored), (_, line, scratch, patches, found, _) = _rooms(tile, s, rooms.prepared), _rooms(tile, s, rooms.own)
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
         width, vectors = images * s["positions"], (images * s["image_positions"] + (tile.lanes - 1)) // tile.lanes
         first = split * s["chunks_a_split"]
-        with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunks"]), name="ic") as ic:
+        with helping.emit_pieces(f, word, f.minimum(s["chunks"] - first, s["chunks_a_split"])) as piece:
+            ic = first + piece
             _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, do_tiles)
             channel = ic * s["chunk"]
             number_out = group * s["channels_out"] + channel
@@ -140,8 +146,8 @@ def emit(code: Code) -> str:
             f.call(do_store, [job, table, s["room"], 0, vectors, scratch, line, plane, number_out, several])
         store.emit_done(f, code.store, s["y_round"])
 
-    entry = jobs.emit_entry("entry", SLOTS, task, prepare)
-    return module([*do_tiles, do_pack, do_place, *writer.functions, do_store, do_fold, entry])
+    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, count, work))
+    return module([*do_tiles, do_pack, do_place, *writer.functions, do_store, do_fold, *entries])
 
 
 def _emit_images(f: Function, s: dict[str, Value], position: Value) -> tuple[Value, Value]:

@@ -323,9 +323,10 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     moved = (prod(problem.input_shape) * often + prod(problem.output_shape)) * problem.itemsize
     moved += far_sums(vectors * how.points * rows * tile.lanes * problem.itemsize, how.m_bytes, target)
     streamed = how.cut.count * _streamed(problem, how) * problem.itemsize
-    share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
+    pieces = ceil(how.chunks / how.splits)
+    share = jobs.helped_share([(count * spec.groups, time) for count, time in how.tasks], pieces, threads)
     seconds = register_tile.seconds(target, share, _gemm_cycles(problem, how), transforms + stored, moved, streamed)
-    return seconds * jobs.held_up(tasks(problem, how), threads)
+    return seconds * jobs.held_up(tasks(problem, how) * pieces, threads)
 
 
 def _mixed(positions: int, how: Blocking) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
-from upconv.kernels import ahead, columns, listing, microkernel, panel, store, winograd_streamed_code
+from upconv.kernels import ahead, columns, helping, listing, microkernel, panel, store, winograd_streamed_code
 from upconv.kernels import job as jobs
 from upconv.kernels.strassen_products import PRODUCTS, places, row_and_column
 from upconv.kernels.strassen_sums import Place, Sums
@@ -136,11 +136,21 @@ def emit(code: Code) -> str:
         f.call(do_find, [job, table, s["room"], found, vectors])
         f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, sliced])
 
-    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+    def shares(f: Function, s: dict[str, Value], split: Value) -> tuple[Value, Value]:
+        """(first chunk of a block's share, its chunks)."""
+        first = split * s["chunks_a_split"]
+        return first, f.minimum(s["chunks"] - first, s["chunks_a_split"])
+
+    def count(f: Function, job: Value, number: Value) -> Value:
+        s = {name: SLOTS.read(f, job, name) for name in (*jobs.PLACE, "chunks_a_split", "chunks")}
+        return shares(f, s, jobs.place_of(number, s)[1])[1]
+
+    def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, helps: Value, word: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
         _, width, vectors, wide = _emit_sizes(f, code, s, position)
-        table, _, line, lines, sliced, m, v, to_write, to_read = _rooms(code, s, workspace)
+        table, *_, v, _, _ = _rooms(code, s, rooms.prepared)
+        _, _, line, lines, sliced, m, _, to_write, to_read = _rooms(code, s, rooms.own)
         x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
@@ -148,21 +158,21 @@ def emit(code: Code) -> str:
         last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         ahead.emit_nothing(f, to_write)
         ahead.emit_nothing(f, to_read)
-        first = split * s["chunks_a_split"]
-        last_chunk = f.minimum(first + s["chunks_a_split"], s["chunks"])
+        first, many = shares(f, s, split)
         register_tiles = s["strips"] * (wide // tile.width + wide % tile.width // tile.lanes)
         with f.when(s["asks_written"] > 0, name="written"):
             f.call(do_written, [job, table, s["room"], vectors, to_write])
         following = jobs.following(position, s)
-        with f.when((s["asks_read"] > 0) & (following >= 0) & (following < s["block_count"]), name="read"):
+        reads = (s["asks_read"] > 0) & (following >= 0) & (following < s["block_count"]) & helps.equals(0)
+        with f.when(reads, name="read"):
             next_low, next_width = columns.emit_cut(f, s, following)
             f.call(do_read, [job, next_low, next_low + next_width, to_read])
-            every = register_tiles * (last_chunk - first)
-            ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.slices, every)
+            ahead.emit_begin(f, to_read, x, 0, s["x_channel"], s["channels_in"] * code.slices, register_tiles * many)
         taps, points = SLOTS.pointer(f, job, "taps", "i64"), SLOTS.pointer(f, job, "points", "i64")
         with f.loop(0, s["m_bytes"] // SIZES[tile.element] if code.uneven and not streamed else 0, tile.lanes, name="zero") as i:
             f.store(Value(f, "zeroinitializer", tile.type), m[i])  # rows that no GEMM writes, at the points where they are dead
-        with f.loop(first, last_chunk, name="ic") as ic:
+        with helping.emit_pieces(f, word, many) as piece:
+            ic = first + piece
             channel = ic * s["chunk"]
             number_out = group * s["group_out"] + channel
             several = f.minimum(s["channels_out"] - channel, s["chunk"])
@@ -178,9 +188,9 @@ def emit(code: Code) -> str:
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
         store.emit_done(f, code.store, s["y_round"])
 
-    entry = jobs.emit_entry("entry", SLOTS, task, prepare)
+    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, count, work))
     return module(
-        [*streamed.values(), *do_tiles, *do_place, do_find, do_input, do_written, do_read, *writer.functions, do_output, entry]
+        [*streamed.values(), *do_tiles, *do_place, do_find, do_input, do_written, do_read, *writer.functions, do_output, *entries]
     )
 
 

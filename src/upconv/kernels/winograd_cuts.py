@@ -18,6 +18,9 @@ ALONE, BY_POSITION = 5.6, 0.95
 """Cycles that an output of a row takes longer where each tile's are stored by themselves, and the share of the cycles that blocks
 of one position each should leave. Measured."""
 
+TASKS = 12
+"""Tasks a thread where blocks are large enough, of which threads share the last. See `direct_way.TASKS`."""
+
 BEGIN = 8000.0
 """Cycles that a task takes before its sums: to list its columns, to clear what it has to. Measured."""
 
@@ -56,8 +59,8 @@ def offered(
     """Ways to cut the tiles (see `columns_of`) into blocks of about `most`, the usual one first; of `few`, finer ones as well."""
     (length, images), groups = of, problem.spec.groups
     pieces, width, alone = max(1, ceil(length / most)), tiling.tiles(tile.width, tile.lanes) * slices, groups * images
-    if pieces * alone < 4 * threads and length >= 4 * width:
-        pieces = max(pieces, min(ceil(4 * threads / alone), length // (2 * width)))
+    if pieces * alone < TASKS * threads and length >= 4 * width:
+        pieces = max(pieces, min(ceil(TASKS * threads / alone), length // (2 * width)))
     if pieces > 1 and alone < threads:
         pieces = round_up(pieces, threads)
     unit = tile.lanes * slices if length < 4 * width else width
@@ -146,8 +149,9 @@ def _shared(
         # of several blocks every share counts as if it transformed: fewer, larger ones in shares were 0.93 to 0.97 times as fast
         again = transform * min(1.0, threads / splits) if cut.count == 1 else transform
         tasks = [(count, time + begin) for count, time in jobs.tasks_of(sizes, chunks, splits, again)]
-        return jobs.busiest(tasks, threads) * jobs.held_up(parts * splits, threads)
+        pieces = ceil(chunks / splits)
+        return jobs.helped(tasks, pieces, threads) * jobs.held_up(parts * splits * pieces, threads)
 
-    most = max(1, min(chunks, ceil(8 * threads / parts))) if threads > 1 else 1
-    offers = {ceil(chunks / ceil(chunks / n)) for n in range(1, most + 1)}
+    least, most = (max(1, min(chunks, ceil(n * threads / parts))) if threads > 1 else 1 for n in (1, 8))
+    offers = {ceil(chunks / ceil(chunks / n)) for n in range(least, most + 1)}
     return min((time(splits), splits) for splits in offers)

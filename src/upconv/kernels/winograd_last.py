@@ -70,6 +70,7 @@ class Blocking:
     block: int
     count: int
     splits: int
+    abreast: int
     chunks: int
 
     @property
@@ -171,7 +172,7 @@ def blocks(problem: Problem, target: Target, threads: int, last: Points, slices:
     block = round_up(ceil(total / ceil(total / most)), many)
     count = ceil(total / block)
     splits = jobs.shares(chunks, count * problem.spec.groups, threads, 3) if threads > 1 else 1
-    return Blocking(tile, tiling, slices, block, count, splits, chunks)
+    return Blocking(tile, tiling, slices, block, count, splits, threads, chunks)
 
 
 def _image(problem: Problem, tiling: Tiling) -> int:
@@ -230,7 +231,7 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "channels": c, "channels_out": m, "x_channels": spec.in_channels, "y_channels": spec.out_channels,
         "x_group": spec.in_channels // spec.groups, "y_group": spec.out_channels // spec.groups,
         "image": image, "part": part, "columns": problem.batch * part, "block": how.block, "block_count": how.count,
-        "splits": how.splits, "abreast": how.count, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
+        "splits": how.splits, "abreast": how.abreast, "chunks_a_split": ceil(how.chunks / how.splits), "chunk_count": how.chunks,
         "depth_taps": len(depth_taps(tiling)), "depth_part": how.depth_part, "room": how.room,
         "v_pitch": how.v_pitch, "m_pitch": how.m_pitch, "weight_chunk": how.points * chunk, "weight_point": chunk,
         "weight_group": how.points * how.chunks * chunk, "table_bytes": how.table_bytes, "v_bytes": how.v_bytes,
@@ -340,11 +341,12 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     cycles = sum(n * chunks * register_tile.chunks_cycles(tile, channels) for n, chunks, channels in steps_) * spec.groups
     ends = how.chunks * spec.groups * how.points * ceil(how.depth / how.depth_part)
     gemm = tiles / tile.turned * (cycles + ends * END)
-    to = TO * ceil(how.depth / tile.lanes) * spec.groups * how.splits
+    often = jobs.prepared(how.count, how.splits, threads)
+    to = TO * ceil(how.depth / tile.lanes) * spec.groups * often
     back = BACK * how.chunks * spec.groups * tile.rows / tile.lanes
-    moved = (prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * item
+    moved = (prod(problem.input_shape) * often + prod(problem.output_shape)) * item
     streamed = how.count * spec.groups * sum(n * chunks for n, chunks, _ in steps_) * tile.rows * item
-    share = jobs.busiest_share([(tasks(problem, how), 1.0)], threads)
+    share = jobs.helped_share([(tasks(problem, how), 1.0)], ceil(how.chunks / how.splits), threads)
     return register_tile.seconds(target, share, gemm, (to + back) * tiles * how.points, moved, streamed)
 
 

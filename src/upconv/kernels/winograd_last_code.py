@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from upconv.codegen.ir import Carry, Function, Value, module
-from upconv.kernels import columns, microkernel
+from upconv.kernels import columns, helping, microkernel
 from upconv.kernels import job as jobs
 from upconv.kernels.activation import emit_activation
 from upconv.kernels.register_tile import Tile
@@ -26,7 +26,8 @@ _SIZES = ("rows", "size", "step", "plane", "out", "out_step", "crop", "stride")
 tile, cropped, and from one of a tile's outputs to the next."""
 SLOTS = jobs.Slots(
     (
-        "x", "weight", "bias", "y", "zeros", "reads", "chunks", "live", "channels", "channels_out", "x_channels", "y_channels",
+        *helping.OPEN, "x", "weight", "bias", "y", "zeros", "reads", "chunks", "live",
+        "channels", "channels_out", "x_channels", "y_channels",
         "x_group", "y_group", "image", "part", "columns", "block", "block_count", "splits", "abreast", "chunks_a_split",
         "chunk_count", "depth_taps", "depth_part", "room", "v_pitch", "m_pitch", "weight_chunk", "weight_point", "weight_group",
         "table_bytes", "v_bytes", "m_bytes",
@@ -71,19 +72,31 @@ def emit(code: Code) -> str:
     do_tiles = [_emit_tile(code, tile.rows // tile.lanes, "wide"), _emit_tile(code, 1, "narrow")]
     do_products = [_emit_products(code, do_tile) for do_tile in do_tiles]
 
-    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+    def block_of(f: Function, job: Value, number: Value) -> tuple[dict[str, Value], Value, Value, Value, Value]:
+        """(numbers, first column of a task's block, its columns, the task's share of the chunks, group)."""
         names = SLOTS.names[SLOTS.names.index("channels") : SLOTS.names.index("m_bytes") + 1]
         s = {name: SLOTS.read(f, job, name) for name in names}
         block, split, group = jobs.place_of(number, s)
         low = block * s["block"]
-        width = f.minimum(s["columns"] - low, s["block"])
-        table, rest = workspace, workspace[s["table_bytes"]]
-        v, rest = rest.of(tile.element), rest[s["v_bytes"]]
-        m, line = rest.of(tile.element), rest[s["m_bytes"]]
+        return s, low, f.minimum(s["columns"] - low, s["block"]), split, group
+
+    def prepare(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s, low, width, _, group = block_of(f, job, number)
+        table, v, _, _ = _rooms(tile, s, workspace)
         f.call(do_table, [job, low, width, table])
         f.call(do_windows, [job, table, width, group * s["x_group"], v])
+
+    def count(f: Function, job: Value, number: Value) -> Value:
+        s = {name: SLOTS.read(f, job, name) for name in (*jobs.PLACE, "chunks_a_split", "chunk_count")}
+        first = jobs.place_of(number, s)[1] * s["chunks_a_split"]
+        return f.minimum(s["chunk_count"] - first, s["chunks_a_split"])
+
+    def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, _helps: Value, word: Value) -> None:
+        s, _, width, split, group = block_of(f, job, number)
+        (table, v, *_), (_, _, m, line) = _rooms(tile, s, rooms.prepared), _rooms(tile, s, rooms.own)
         first = split * s["chunks_a_split"]
-        with f.loop(first, f.minimum(first + s["chunks_a_split"], s["chunk_count"]), name="chunk") as chunk:
+        with helping.emit_pieces(f, word, f.minimum(s["chunk_count"] - first, s["chunks_a_split"])) as piece:
+            chunk = first + piece
             entry = SLOTS.pointer(f, job, "chunks", "i64")[chunk * CHUNK]
             channel, channels, class_ = (f.load("i64", entry[i]) for i in range(3, 6))
             live = SLOTS.pointer(f, job, "live", "i64")[class_ * (code.products * LIVE)]
@@ -97,7 +110,15 @@ def emit(code: Code) -> str:
                 f.call(do_products[0], arguments)
             f.call(do_outputs, [job, table, width, entry, group * s["y_group"] + channel, channels, m, line])
 
-    return module([copy, do_table, do_windows, *do_tiles, *do_products, do_outputs, jobs.emit_entry("entry", SLOTS, task)])
+    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, count, work))
+    return module([copy, do_table, do_windows, *do_tiles, *do_products, do_outputs, *entries])
+
+
+def _rooms(tile: Tile, s: dict[str, Value], workspace: Value) -> tuple[Value, ...]:
+    """The workspace's parts: table, V, M, and a line."""
+    v = workspace[s["table_bytes"]]
+    m = v[s["v_bytes"]]
+    return workspace, *(room.of(tile.element) for room in (v, m, m[s["m_bytes"]]))
 
 
 def _numbers(f: Function, job: Value) -> dict[str, Value]:

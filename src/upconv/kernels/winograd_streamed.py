@@ -124,7 +124,7 @@ def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float
     weights = prod(spec.weight_shape) * problem.itemsize
     moved = float(prod(problem.input_shape) * how.splits + prod(problem.output_shape)) * problem.itemsize
     moved += far_sums(how.chunks * how.rows * width * spec.groups * problem.itemsize, how.m_bytes, target)
-    share = jobs.busiest_share([(count * spec.groups, time) for count, time in how.tasks], threads)
+    share = jobs.helped_share([(count * spec.groups, time) for count, time in how.tasks], ceil(how.chunks / how.splits), threads)
     return register_tile.seconds(target, share, _products(problem, how, target), transforms * spec.groups, moved, weights / FASTER)
 
 

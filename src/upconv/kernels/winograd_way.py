@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from upconv.codegen.ir import SIZES, Function, Value
 from upconv.codegen.target import LINE
-from upconv.kernels import columns, listing, panel, store
+from upconv.kernels import columns, helping, listing, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.geometry import round_up
 from upconv.kernels.register_tile import Tile
@@ -24,12 +24,12 @@ SLOTS = jobs.Slots(
     tuple(
         dict.fromkeys(
             (
-                *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points", "phase_rows",
-                "plane_rows", "room", "splits", "abreast", "chunks_a_split", "chunks", "chunk", "channels_out", "channels_in",
-                "depth", "sum_depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_chunk", "weight_point",
-                "x_group", "x_slice", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes", "found_bytes",
-                "m_bytes", "line_bytes", "lines_bytes", "slices_bytes", "v_bytes", "by_position", "last_h", "last_w",
-                *listing.OF_SLICES, "asks_written", "asks_read", "written_bytes", "strips", "depths",
+                *helping.OPEN, *columns.SLOTS, *panel.SLOTS, *store.SLOTS, "weight", "taps", "outer", "outer_count", "points",
+                "phase_rows", "plane_rows", "room", "splits", "abreast", "chunks_a_split", "chunks", "chunk", "channels_out",
+                "channels_in", "depth", "sum_depth", "depth_part", "phases_h", "phases_w", "weight_group", "weight_chunk",
+                "weight_point", "x_group", "x_slice", "x_end", "group_out", "v_point", "m_pitch", "m_point", "table_bytes",
+                "found_bytes", "m_bytes", "line_bytes", "lines_bytes", "slices_bytes", "v_bytes", "by_position", "last_h",
+                "last_w", *listing.OF_SLICES, "asks_written", "asks_read", "written_bytes", "strips", "depths",
             )
         )
     )

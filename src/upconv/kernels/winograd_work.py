@@ -26,7 +26,7 @@ TRANSFORM, WIDE_TRANSFORM, SLICED_TRANSFORM = (3.0, 7.0), (3.5, 9.0), {2: 20.0, 
 two, and where windows are wide; for products of halves or quarters, a vector of one slice, all slices. Measured over 60 layers, of
 k = s over 78."""
 
-MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (11.0, 10.0, 15.0), (4.0, 4.0, 8.0), (12.0, 16.0, 28.0)
+MIDDLE_TRANSFORM, MIDDLE_SPILT, MIDDLE_MOST = (11.0, 10.0, 15.0), (4.0, 4.0, 8.0), (12.0, 16.0, 32.0)
 """The same for windows of five in both dimensions: of two taps, with 16 registers, which do not hold a window, and with 32 (by
 `Target.kind`); more for each second-level cache that their V fills, one for each phase that stands apart; and at most, as for more
 taps. Measured over 318 layers, with 32 registers: what is chosen takes 1.012 of the fastest kernel's time, where at most for all
