@@ -135,7 +135,8 @@ def bind(problem: Problem, how: Blocking) -> jobs.Bound:
         "channels_filled": parts * how.channels_a_pack,
         "group_count": len(groups), "room": how.room,
         "groups": spec.groups, "groups_a_task": how.groups_a_task, "splits": how.splits,
-        "abreast": how.cut.count,
+        "abreast": how.abreast, "prepared": int(how.groups_a_task == 1 and (parts == 1 or how.kept)),
+        "part_pitch": ceil(how.cut.block / how.tile.width) * (len(reads) * how.channels_a_pack + 1) * how.tile.width * how.kept,
         "chunks_a_split": ceil(how.chunks / how.splits), "chunks_a_round": how.chunks_a_round,
         "columns_a_store": how.columns_a_store, "zero_row": zero_row, "fused": int(_fused(problem, how)),
         "y_rows_a_chunk": sum(how.tile_blocks) * how.tile.rows // w.out_step,
@@ -267,7 +268,7 @@ def _share_in_place(problem: Problem, how: Blocking) -> float:
 def cost(problem: Problem, how: Blocking, target: Target, threads: int) -> float:
     """Estimated seconds: the copy and the tiles, the rows stored, the bytes moved, the weights read once a block."""
     spec, tile, shape = problem.spec, how.tile, band(problem, how.cropped)
-    repeats = how.chunks if how.channels_a_pack < spec.in_channels // spec.groups else how.splits
+    repeats = how.chunks if how.channels_a_pack < spec.in_channels // spec.groups and not how.kept else how.splits
     tiles, packed = choose_way(problem, target).cycles * spec.groups * TILES[target.kind], 1.0 - _share_in_place(problem, how)
     tiles *= 1 - IN_PLACE[target.kind] * (1 - packed)
     if how.panels:

@@ -21,6 +21,7 @@ from upconv.kernels.direct_way import (
     choose_way,
     distinct_reads,
     in_parts,
+    keeps,
     lines,
     more_cycles,
     offered_cuts,
@@ -48,6 +49,8 @@ class Blocking:
 
     tile: Tile
     panels: bool
+    kept: bool
+    """Whether panels of all parts of the channels are kept for a block's chunks."""
     in_place: bool
     """Whether blocks that are pieces of x are read where they stand there."""
     scattered: bool
@@ -62,6 +65,7 @@ class Blocking:
     cut: Cut
     groups_a_task: int
     splits: int
+    abreast: int
     chunks_a_round: int
     columns_a_store: int
     channels_a_pack: int
@@ -84,11 +88,16 @@ class Blocking:
     def block(self) -> int:
         return self.cut.block
 
+    @property
+    def _pieces(self) -> int:
+        """That others may help with, of a task."""
+        return ceil(ceil(self.chunks / self.splits) / self.chunks_a_round) if self.groups_a_task == 1 else 1
+
     def share(self, groups: int, threads: int) -> float:
         """The share of all the tiles of so many groups of channels that the busiest thread has, the padding of blocks included."""
         loads = tasks_of(self.tile, self.cut, self.chunks, Shares(self.chunk, self.groups_a_task, self.splits), groups)
         whole = groups * self.cut.parts * register_tile.columns_cycles(self.tile, self.cut.length)
-        return jobs.busiest(loads, threads) / whole
+        return jobs.helped(loads, self._pieces, threads) / whole
 
     @property
     def room(self) -> int:
@@ -108,7 +117,9 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     cut, (chunk, groups_a_task, splits) = _cut(problem, target, threads, tile, way, channels_a_pack, in_place)
     left, right = _reach(groups_)
     tile_blocks = _tile_blocks(tile, chunk, groups_)
-    rows, repeats = sum(tile_blocks) * tile.rows, channels_a_pack < channels_in
+    rows, parts = sum(tile_blocks) * tile.rows, ceil(channels_in / channels_a_pack)
+    kept = way.panels and parts > 1 and keeps(channels_in, len(distinct_reads(groups_)), tile, target)
+    repeats = parts > 1 and not kept
     room = round_up(cut.block, tile.lanes)
     strip = sum(b * len(g.reads) for b, g in zip(tile_blocks, groups_, strict=True)) * tile.rows * channels_in * item
     columns_a_store = room if repeats else min(room, STORED_TILES * tile.width)
@@ -118,7 +129,7 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
     if way.panels:
         reads = len(distinct_reads(groups_))
         right_pitch, found = tile.width, reads * room // tile.lanes * (16 + 4 * tile.lanes)
-        right_size = ceil(cut.block / tile.width) * (reads * channels_a_pack + 1) * tile.width
+        right_size = ceil(cut.block / tile.width) * (reads * channels_a_pack + 1) * tile.width * (parts if kept else 1)
     else:
         right_pitch, found = plane_pitch * shape.planes, pack.table_bytes(cut.block + left + right + tile.lanes, shape)
         while right_pitch * item % 1024 == 0 or right_pitch * item % 4096 < 64:
@@ -126,11 +137,11 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         right_size = channels_a_pack * right_pitch
     weight_bytes = prod(spec.weight_shape) * item / spec.groups
     return Blocking(
-        tile=register_tile.reading(tile, weight_bytes, target), panels=way.panels, in_place=in_place,
+        tile=register_tile.reading(tile, weight_bytes, target), panels=way.panels, kept=kept, in_place=in_place,
         scattered=not way.panels and scatters(problem, tile), asks=ASKS[target.kind],
         cropped=way.cropped, shared=way.shared, chunk=chunk, chunks=ceil(channels_out / chunk), tile_blocks=tile_blocks, cut=cut,
-        groups_a_task=groups_a_task, splits=splits,
-        chunks_a_round=1 if repeats else max(1, int(target.l2 * 0.35 / max(strip, 1))),
+        groups_a_task=groups_a_task, splits=splits, abreast=cut.count if repeats else threads,
+        chunks_a_round=1 if repeats else _chunks_a_round(cut, ceil(channels_out / chunk), splits, strip, target, threads),
         columns_a_store=columns_a_store, channels_a_pack=channels_a_pack,
         scratch_pitch=scratch_pitch, right_pitch=right_pitch, plane_pitch=plane_pitch, left=left, right=right,
         table_bytes=columns.table_bytes(room, tile.lanes), found_bytes=round_up(found, 64),
@@ -138,6 +149,16 @@ def blocking(problem: Problem, target: Target, threads: int) -> Blocking:
         line_bytes=round_up(tile.lanes * shape.axes[2].out_step * item, 64),
         right_bytes=round_up((right_size + 2 * tile.width) * item, 64),
     )  # fmt: skip
+
+
+PIECES = 4
+"""Rounds of chunks, about, that the tasks of few blocks go over: each is a piece that another thread may help with."""
+
+
+def _chunks_a_round(cut: Cut, chunks: int, splits: int, strip: int, target: Target, threads: int) -> int:
+    """Chunks that a task takes together, `strip` bytes of weights each: what the second-level cache holds."""
+    most = max(1, int(target.l2 * 0.35 / max(strip, 1)))
+    return min(most, ceil(chunks / splits / PIECES)) if threads > 1 and cut.count * splits < 8 * threads else most
 
 
 def _reach(groups: tuple[PhaseGroup, ...]) -> tuple[int, int]:
@@ -177,18 +198,19 @@ def _cut(
     The usual ones, or else those that leave the busiest thread clearly less.
     """
     spec, shape, item, images = problem.spec, band(problem, way.cropped), problem.itemsize, 1
-    groups_ = phase_groups(shape, way.shared)
+    groups_, channels = phase_groups(shape, way.shared), spec.in_channels // spec.groups
+    kept = way.panels and keeps(channels, len(distinct_reads(groups_)), tile, target)
     if way.panels:
         length, halo, right_row = (
             columns.count(problem.batch, lines(shape)),
             0,
-            len(distinct_reads(groups_)) * channels_a_pack * item,
+            len(distinct_reads(groups_)) * (channels if kept else channels_a_pack) * item,
         )
     else:
         length, halo, right_row = shape.length, sum(_reach(groups_)), channels_a_pack * shape.planes * item
     if in_place and shape.volume >= 4 * tile.width:
         length, images = shape.volume, problem.batch
-    repeats = channels_a_pack < spec.in_channels // spec.groups
+    repeats = channels_a_pack < channels and not kept
     scratch_row = sum(_tile_blocks(tile, way.chunk, groups_)) * tile.rows * item if repeats else 0
     cuts = offered_cuts(length, tile, target, threads, images * spec.groups, right_row, scratch_row, halo)
     offers = []
@@ -212,7 +234,8 @@ def _busiest(problem: Problem, tile: Tile, way: Way, cut: Cut, shares: Shares, t
     copied = COPIED * channels_in * len(distinct_reads(groups_)) * tile.vectors * way.panels
     loads = tasks_of(tile, cut, chunks, shares, spec.groups, copied / (steps * register_tile.step_cycles(tile)))
     count = sum(count for count, _ in loads)
-    return steps * jobs.busiest(loads, threads) * jobs.held_up(count, threads)
+    pieces = min(ceil(chunks / shares.splits), PIECES) if shares.groups_a_task == 1 else 1
+    return steps * jobs.helped(loads, pieces, threads) * jobs.held_up(count * pieces, threads)
 
 
 def tasks_of(tile: Tile, cut: Cut, chunks: int, shares: Shares, groups: int, again: float = 0.0) -> list[tuple[int, float]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from upconv.codegen.ir import SIZES, Function, Int, Value, module
 from upconv.codegen.target import LINE
-from upconv.kernels import columns, listing, microkernel, pack, panel, store
+from upconv.kernels import columns, helping, listing, microkernel, pack, panel, store
 from upconv.kernels import job as jobs
 from upconv.kernels.register_tile import Tile
 from upconv.kernels.store import Store
@@ -16,12 +16,12 @@ SLOTS = jobs.Slots(
     tuple(
         dict.fromkeys(
             (
-                *columns.SLOTS, *panel.SLOTS, *pack.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight", "phase_groups",
-                "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "room",
-                "groups", "groups_a_task", "splits", "abreast", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks",
-                "chunk", "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
+                *helping.OPEN, *columns.SLOTS, *panel.SLOTS, *pack.SLOTS, *store.SLOTS, *store.ROW_SLOTS, "weight",
+                "phase_groups", "group_count", "taps", "channels", "channels_filled", "channels_a_pack", "room", "groups",
+                "groups_a_task", "splits", "abreast", "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk",
+                "channels_out", "left", "right", "right_pitch", "weight_group", "x_group", "table_bytes", "found_bytes",
                 "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows", "y_rows_a_chunk", "x_pitch", "x_shift", "in_place",
-                "volume",
+                "volume", "prepared", "part_pitch",
             )
         )
     )
@@ -69,80 +69,124 @@ def emit(code: Code) -> str:
     else:
         readers = [pack.emit(pack.Pack(tile.element, tile.lanes, code.in_step), SLOTS)]
 
-    def task(f: Function, job: Value, number: Value, workspace: Value) -> None:
+    def prepare(f: Function, job: Value, number: Value, workspace: Value) -> None:
+        s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
+        position, _, group = jobs.place_of(number, s)
+        low, width = columns.emit_cut(f, s, position)
+        vectors = (width + (tile.lanes - 1)) // tile.lanes
+        table, found, _, _, right = _rooms(tile, s, workspace)
+        f.call(do_place, [job, table, s["room"], low, low + width])
+        if code.panels:
+            f.call(readers[0], [job, table, s["room"], found, vectors])
+        with (
+            f.when(s["prepared"].equals(1) & _emit_in_place(f, s, low, vectors * tile.lanes)[0].equals(0), name="prepared"),
+            f.loop(0, s["channels"], s["channels_a_pack"], name="pc") as pc,
+        ):
+            source = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"] + pc * s["x_channel"]]
+            to, several = right[pc // s["channels_a_pack"] * s["part_pitch"]], f.minimum(s["channels"] - pc, s["channels_a_pack"])
+            _emit_copied(f, code, job, s, readers, (table, found), source, to, (low, vectors), several)
+
+    def rounds(f: Function, s: dict[str, Value], split: Value) -> tuple[Value, Value, Value]:
+        """(first chunk of a block's share, the one behind it, chunks a piece): all of them where a task has several groups."""
+        first = split * s["chunks_a_split"]
+        return (
+            first,
+            f.minimum(first + s["chunks_a_split"], s["chunks"]),
+            f.select(s["groups_a_task"].equals(1), s["chunks_a_round"], s["chunks_a_split"]),
+        )
+
+    def count(f: Function, job: Value, number: Value) -> Value:
+        names = (*jobs.PLACE, "chunks_a_split", "chunks_a_round", "chunks", "groups_a_task")
+        s = {name: SLOTS.read(f, job, name) for name in names}
+        first, last, each = rounds(f, s, jobs.place_of(number, s)[1])
+        return (last - first + (each - 1)) // each
+
+    def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, _helps: Value, word: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, part = jobs.place_of(number, s)
         low, width = columns.emit_cut(f, s, position)
         vectors = (width + (tile.lanes - 1)) // tile.lanes
-        table, found = workspace, workspace[s["table_bytes"]]
-        scratch = found[s["found_bytes"]].of(tile.element)
-        line = found[s["found_bytes"] + s["scratch_bytes"]].of(tile.element)
-        right = found[s["found_bytes"] + s["scratch_bytes"] + s["line_bytes"]].of(tile.element)
-        f.call(do_place, [job, table, s["room"], low, low + width])
-        if code.panels:
-            f.call(readers[0], [job, table, s["room"], found, vectors])
+        table, found, _, _, prepared = _rooms(tile, s, rooms.prepared)
+        _, _, scratch, line, right = _rooms(tile, s, rooms.own)
+        ready = s["prepared"].equals(1)
+        right = f.select(ready, prepared, right).of(tile.element)
         if code.sums > 1:
             zeros = scratch[s["zero_row"] * s["scratch_pitch"]]
             with f.loop(0, s["columns_a_store"], tile.lanes, name="zeros") as at:
                 f.store(Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type), zeros[at])
+        first, last, each = rounds(f, s, split)
+        there, at = _emit_in_place(f, s, low, vectors * tile.lanes)
+        pitch: Int = tile.width if code.panels else f.select(there, s["x_pitch"], s["right_pitch"])
         first_group = part * s["groups_a_task"]
-        with f.loop(first_group, f.minimum(first_group + s["groups_a_task"], s["groups"]), name="group") as group:
+        last_group = f.minimum(first_group + s["groups_a_task"], s["groups"])
+        with (
+            helping.emit_pieces(f, word, (last - first + (each - 1)) // each) as piece,
+            f.loop(first_group, last_group, name="group") as group,
+            f.loop(first + piece * each, f.minimum(first + (piece + 1) * each, last), s["chunks_a_round"], name="round") as round_,
+            f.loop(0, vectors * tile.lanes, s["columns_a_store"], name="jb") as jb,
+            f.loop(round_, f.minimum(round_ + s["chunks_a_round"], last), name="ic") as ic,
+        ):
             x = SLOTS.pointer(f, job, "x", tile.element)[group * s["x_group"]]
             y = SLOTS.pointer(f, job, "y", tile.element)
             weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
-            columns_ = right if code.panels else right[s["left"]]
-            pitch: Int = tile.width if code.panels else s["right_pitch"]
-            if not code.panels:
-                there, at = _emit_in_place(f, s, low, vectors * tile.lanes)
-                pitch = f.select(there, s["x_pitch"], pitch)
-            first = split * s["chunks_a_split"]
-            last = f.minimum(first + s["chunks_a_split"], s["chunks"])
-            with (
-                f.loop(first, last, s["chunks_a_round"], name="round") as round_,
-                f.loop(0, vectors * tile.lanes, s["columns_a_store"], name="jb") as jb,
-                f.loop(round_, f.minimum(round_ + s["chunks_a_round"], last), name="ic") as ic,
-            ):
-                here = f.minimum(vectors * tile.lanes - jb, s["columns_a_store"])
-                with f.loop(0, s["channels"], s["channels_a_pack"], name="pc") as pc:
-                    several = f.minimum(s["channels"] - pc, s["channels_a_pack"])
-                    fresh = ic.equals(first) & jb.equals(0) | (s["channels_a_pack"] < s["channels"])
-                    source, from_ = x[pc * s["x_channel"]], columns_
-                    if not code.panels:
-                        fresh, from_ = fresh & there.equals(0), f.select(there, source[at + s["left"]], columns_)
-                    with f.when(fresh, name="copy"):
-                        if code.panels:
-                            f.call(readers[1], [job, table, s["room"], found, vectors, source, right, several])
-                        else:
-                            ends = (low - s["left"], low + vectors * tile.lanes + s["right"])
-                            f.call(readers[0], [job, found, source, right, *ends, several])
-                    chunk = (ic, pc, several, from_, pitch, jb, weight, scratch, here)
-                    last_part = (pc + s["channels_a_pack"] >= s["channels"]) & s["fused"].equals(1)
-                    if code.fuses:
-                        rows = SLOTS.pointer(f, job, "y_rows", "i64")[ic * s["y_rows_a_chunk"] * Y_ROW]
-                        own: list[Int] = [line, y[group * s["channels_out"] * s["y_channel"]], group * s["channels_out"], rows]
+            here = f.minimum(vectors * tile.lanes - jb, s["columns_a_store"])
+            with f.loop(0, s["channels"], s["channels_a_pack"], name="pc") as pc:
+                several = f.minimum(s["channels"] - pc, s["channels_a_pack"])
+                fresh = ic.equals(first) & jb.equals(0) | (s["channels_a_pack"] < s["channels"])
+                source, from_ = x[pc * s["x_channel"]], right[pc // s["channels_a_pack"] * s["part_pitch"]]
+                with f.when(fresh & there.equals(0) & ready.equals(0), name="copy"):
+                    _emit_copied(f, code, job, s, readers, (table, found), source, right, (low, vectors), several)
+                if not code.panels:
+                    from_ = f.select(there, source[at], from_)[s["left"]]
+                chunk = (ic, pc, several, from_, pitch, jb, weight, scratch, here)
+                last_part = (pc + s["channels_a_pack"] >= s["channels"]) & s["fused"].equals(1)
+                if code.fuses:
+                    rows = SLOTS.pointer(f, job, "y_rows", "i64")[ic * s["y_rows_a_chunk"] * Y_ROW]
+                    own: list[Int] = [line, y[group * s["channels_out"] * s["y_channel"]], group * s["channels_out"], rows]
 
-                        def finishing(v: Value, own: list[Int] = own) -> list[Int]:
-                            return [job, table, s["room"], v, *own]
+                    def finishing(v: Value, own: list[Int] = own) -> list[Int]:
+                        return [job, table, s["room"], v, *own]
 
-                        with f.when(last_part, name="fused"):
-                            _emit_chunk(f, job, s, code, *chunk, do_tiles[1], finishing)
-                        with f.otherwise(last_part, name="apart"):
-                            _emit_chunk(f, job, s, code, *chunk, do_tiles[0])
-                    else:
+                    with f.when(last_part, name="fused"):
+                        _emit_chunk(f, job, s, code, *chunk, do_tiles[1], finishing)
+                    with f.otherwise(last_part, name="apart"):
                         _emit_chunk(f, job, s, code, *chunk, do_tiles[0])
-                with f.when(s["fused"].equals(0), name="store"):
-                    channel = ic * s["chunk"]
-                    number_out = group * s["channels_out"] + channel
-                    several = f.minimum(s["channels_out"] - channel, s["chunk"])
-                    plane = y[number_out * s["y_channel"]]
-                    from_v = jb // tile.lanes
-                    to_v = from_v + here // tile.lanes
-                    f.call(do_store, [job, table, s["room"], from_v, to_v, scratch, line, plane, number_out, several])
+                else:
+                    _emit_chunk(f, job, s, code, *chunk, do_tiles[0])
+            with f.when(s["fused"].equals(0), name="store"):
+                channel = ic * s["chunk"]
+                number_out = group * s["channels_out"] + channel
+                several = f.minimum(s["channels_out"] - channel, s["chunk"])
+                plane = y[number_out * s["y_channel"]]
+                from_v = jb // tile.lanes
+                to_v = from_v + here // tile.lanes
+                f.call(do_store, [job, table, s["room"], from_v, to_v, scratch, line, plane, number_out, several])
         store.emit_done(f, code.store, s["y_round"])
 
-    entry = jobs.emit_entry("entry", SLOTS, task)
+    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, count, work))
     tiles = [function for both in do_tiles for function in both]
-    return module([*writer.functions, *tiles, do_place, *readers, do_store, entry])
+    return module([*writer.functions, *tiles, do_place, *readers, do_store, *entries])
+
+
+def _rooms(tile: Tile, s: dict[str, Value], workspace: Value) -> tuple[Value, ...]:
+    """The workspace's parts: table, found, scratch, line, and what is copied of x."""
+    table, found = workspace, workspace[s["table_bytes"]]
+    scratch = found[s["found_bytes"]]
+    line = scratch[s["scratch_bytes"]]
+    return table, found, *(room.of(tile.element) for room in (scratch, line, line[s["line_bytes"]]))
+
+
+def _emit_copied(
+    f: Function, code: Code, job: Value, s: dict[str, Value], readers: list[Function], listed: tuple[Value, Value], source: Value,
+    to: Value, block: tuple[Value, Value], channels: Value,
+) -> None:  # fmt: skip
+    """Some channels of a block, (first column, vectors), copied into panels, or packed as a band."""
+    (table, found), (low, vectors) = listed, block
+    if code.panels:
+        f.call(readers[1], [job, table, s["room"], found, vectors, source, to, channels])
+    else:
+        ends = (low - s["left"], low + vectors * code.tile.lanes + s["right"])
+        f.call(readers[0], [job, found, source, to, *ends, channels])
 
 
 def _finish(writer: store.Writer, asks: bool) -> microkernel.Finish:
@@ -203,11 +247,11 @@ def _finish(writer: store.Writer, asks: bool) -> microkernel.Finish:
 
 
 _TASK_SLOTS = (
-    "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch", "y_channel",
-    "group_count", *columns.CUT, "room", "groups", "groups_a_task", "splits", "abreast",
-    "chunks_a_split", "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group",
-    "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused", "y_rows_a_chunk", "x_pitch",
-    "x_shift", "x_image", "in_place", "volume", "y_round",
+    "channels", "channels_filled", "channels_a_pack", "x_channel", "right_pitch", "panel_size", "scratch_pitch",
+    "y_channel", "group_count", *columns.CUT, "room", "groups", "groups_a_task", "splits", "abreast", "chunks_a_split",
+    "chunks_a_round", "columns_a_store", "chunks", "chunk", "channels_out", "left", "right", "weight_group", "prepared",
+    "part_pitch", "x_group", "table_bytes", "found_bytes", "scratch_bytes", "line_bytes", "zero_row", "fused",
+    "y_rows_a_chunk", "x_pitch", "x_shift", "x_image", "in_place", "volume", "y_round",
 )  # fmt: skip
 
 
