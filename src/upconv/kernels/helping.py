@@ -61,7 +61,7 @@ def emit_entry(name: str, slots: jobs.Slots, pieces: Pieces) -> list[Function]:
     ticket = jobs.emit_ticket(f, job)
     words, own = job[slots.index[OPEN[0]]], jobs.emit_workspace(f, job, slots, ticket)
     word = words[ticket]
-    ready = Value(f, f.emit("alloca i64, align 8", "ptr").text, "ptr", element="i64")
+    ready, looks = (Value(f, f.emit("alloca i64, align 8", "ptr").text, "ptr", element="i64") for _ in range(2))
     f.store(f.value(-1), ready)
     with jobs.emit_tasks(f, job, slots, ticket) as number:
         system.store(f, (number + 1) * TASK + COMING, word)
@@ -72,7 +72,7 @@ def emit_entry(name: str, slots: jobs.Slots, pieces: Pieces) -> list[Function]:
         system.store(f, (number + 1) * TASK, word)
         f.call(do_work, [job, number, own, own, 0, word])
     with f.loop(0, system.load(f, job[jobs.TICKET]), name="other") as other:
-        state = _emit_opened(f, words[other])
+        state = _emit_opened(f, words[other], looks)
         number = state // TASK - 1
         with f.when(number >= 0, name="opened"), f.when(state % TASK < pieces.count(f, job, number), name="help"):
             same = _emit_block(f, job, slots, number).equals(f.load("i64", ready))
@@ -98,18 +98,17 @@ def _emit_block(f: Function, job: Value, slots: jobs.Slots, number: Value) -> Va
     return group * s["block_count"] + block
 
 
-def _emit_opened(f: Function, word: Value) -> Value:
-    """What a thread has opened; waits a while where it is about to."""
-    spent = Value(f, f.emit("alloca i64, align 8", "ptr").text, "ptr", element="i64")
-    f.store(f.value(0), spent)
+def _emit_opened(f: Function, word: Value, looks: Value) -> Value:
+    """What a thread has opened; waits a while where it is about to, counting its `looks`."""
+    f.store(f.value(0), looks)
 
     def busy() -> Value:
         coming = (system.load(f, word) % TASK) >= COMING
-        return coming & (f.load("i64", spent) < PATIENCE)
+        return coming & (f.load("i64", looks) < PATIENCE)
 
     def meanwhile() -> None:
         system.rest(f)
-        f.store(f.load("i64", spent) + 1, spent)
+        f.store(f.load("i64", looks) + 1, looks)
 
     system.wait(f, busy, meanwhile)
     return system.load(f, word)
