@@ -3,8 +3,11 @@
 Processors are shared, and of two threads that have as much to do one is often done when the other still has a tenth or a fifth of
 it to do. More tasks would even that out, but each prepares what its pieces have in common: a block's columns or transformed input.
 So a thread opens its task to others: a word in the job says which task it is and which piece comes next, and whoever has time
-draws pieces from it, reading what is prepared where the thread that opened it has it. A thread prepares nothing any more once no
-task is left to draw, and only then do others help it: what they read stays as it is.
+draws pieces from it, reading what is prepared where the thread that opened it has it.
+
+Others help only when they have found no task left to draw. Whoever works then has drawn its last one, which it did when the one
+before had no piece left. So the pieces that others come to draw are of last tasks, after which a thread prepares nothing: what
+they read stays as it is.
 
 The idea is that of work stealing (Blumofe and Leiserson, "Scheduling Multithreaded Computations by Work Stealing", 1999), of parts
 of what a thread is doing in place of what it has yet to begin.
