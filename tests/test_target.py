@@ -9,7 +9,7 @@ import pytest
 
 from upconv.codegen import target as targets
 from upconv.codegen.target import Target
-from upconv.kernels import register_tile, strassen, winograd_cuts, winograd_wide
+from upconv.kernels import register_tile, strassen, winograd, winograd_cuts, winograd_wide
 from upconv.kernels.winograd_tiles import tiling_of
 from upconv.spec import ConvSpec, Problem
 
@@ -117,14 +117,22 @@ def up(channels_in: int, channels_out: int, size: int) -> Problem:
 
 
 def test_no_thread_has_a_block_more_than_the_others_where_one_fewer_will_do() -> None:
+    problem = up(64, 3, 76)
+    usual = winograd.blocking(problem, ZEN4, 2)
+    assert usual.chunks == 1, "nothing that another thread could help with"
+    for threads, blocks in ((1, 11), (2, 10), (5, 10)):
+        assert winograd.blocking(problem, ZEN4, threads).cut.count == blocks
+
+
+def test_a_last_block_that_threads_share_is_as_good_as_none() -> None:
     spec = ConvSpec.make(transposed=True, in_channels=192, out_channels=192, kernel_size=2, stride=2, rank=2)
     problem = Problem(spec, 1, (80, 80), spec.output_size((80, 80)))
-    tile = strassen.blocking(problem, ZEN4, 2).tile
-    assert winograd_cuts.offered(problem, tiling_of(spec), tile, 2, (6400, 1), False, 256, 2)[0].count == 25
-    for threads, blocks in ((2, 24), (3, 24), (5, 25)):
-        assert strassen.blocking(problem, ZEN4, threads).cut.count == blocks
+    found = strassen.blocking(problem, ZEN4, 2)
+    assert (found.cut.count, found.splits) == (25, 1)
+    assert found.chunks >= 4
+    assert winograd_cuts.offered(problem, tiling_of(spec), found.tile, 2, (6400, 1), False, 256, 2)[0].count == 25
     wide = replace(ZEN4, l2=ZEN4.l2 // 4)  # V of longer blocks would fill more than half of it
-    assert strassen.blocking(problem, wide, 2).cut.block <= strassen.blocking(problem, ZEN4, 2).cut.block
+    assert strassen.blocking(problem, wide, 2).cut.block <= found.cut.block
 
 
 def test_few_columns_are_computed_in_half_vectors_where_whole_ones_would_be_idle() -> None:
