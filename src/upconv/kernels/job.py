@@ -167,7 +167,7 @@ def busiest_share(tasks: Sequence[tuple[int, float]], threads: int) -> float:
 def helped(tasks: Sequence[tuple[int, float]], pieces: int, threads: int) -> float:
     """The time of the thread that is done last where those that are done first help with tasks in so many pieces (see `helping`).
 
-    A piece is what they wait for, and of a last task what comes before its pieces.
+    A piece of the longest task is what they wait for.
 
     >>> helped([(5, 2.0)], 1, 2), helped([(5, 2.0)], 4, 2), helped([(1, 4.0)], 1, 2)
     (6.0, 5.25, 4.0)
