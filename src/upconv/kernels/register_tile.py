@@ -155,10 +155,10 @@ def _tiles_of(tile: Tile, count: int) -> tuple[int, int]:
     return divmod(ceil(count / tile.lanes), tile.vectors)
 
 
-def columns_cycles(tile: Tile, count: int) -> float:
-    """Cycles of a step of so many columns."""
+def columns_cycles(tile: Tile, count: int, more: float = 0.0) -> float:
+    """Cycles of a step of so many columns, of which each tile takes so many more."""
     wide, narrow = _tiles_of(tile, count)
-    return wide * step_cycles(tile) + narrow * step_cycles(replace(tile, vectors=1))
+    return wide * step_cycles(tile) + narrow * step_cycles(replace(tile, vectors=1)) + (wide + narrow) * more
 
 
 END = 12.0

@@ -41,6 +41,11 @@ ASKED_STEP = (16, 1, inf)
 with 16: asking for short rows takes 0.95 to 1.01 of the speed, 0.99 in the mean over 40 layers of stride 2; for 21 channels of
 stride 8 to 32 it gives 1.06 to 1.12."""
 
+READ, APART = (0.06, 0.08), 0.7
+"""Cycles that a step of a register tile takes more, in slices, for each weight and each vector that it reads, and where a panel is
+more than the first-level cache holds. Not in one dimension, whose lengths vary: narrow tiles waste less of them. Measured: with 32
+registers 15 are 1.04 times as fast, 1.01 to 1.12, mostly in tiles of 8 x 48 in place of 12 and 13 x 32; with 16, three by 1.03."""
+
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
 
@@ -227,15 +232,22 @@ def _offer(tiling: Tiling, tile: Tile, target: Target, slices: int, alike: int) 
         """Of all strips, those of one step given; more where a block's V is too much for the cache."""
         return strips * step * (1 + SPILT * max(0.0, column * block / target.l2 - 1.0))
 
-    many = cycles(register_tile.step_cycles(tile) / tile.width, most)
+    more = _reading(tiling, tile, target, slices) if slices > 1 and spec.rank > 1 else 0.0
+    many = cycles(register_tile.columns_cycles(tile, tile.width, more) / tile.width, most)
     if not alike:
         return _Offer(tile, chunk, most, many, many)
     blocks = columns.cut(alike, tile.lanes, ceil(alike / most) if slices == 1 else 1).sizes()
     far = register_tile.far(points * m * phases * tiling.sum_depth * item, target)
     again = AGAIN * tile.rows if slices == 1 and far else 0.0
-    times = [(count, register_tile.columns_cycles(tile, tiling.columns(size, tile.lanes))) for count, size in blocks]
+    times = [(count, register_tile.columns_cycles(tile, tiling.columns(size, tile.lanes), more)) for count, size in blocks]
     few = cycles(sum(count * (time + again) for count, time in times) / alike, min(most, alike))
     return _Offer(tile, chunk, most, many, few)
+
+
+def _reading(tiling: Tiling, tile: Tile, target: Target, slices: int) -> float:
+    """Cycles that a step takes for what it reads, besides those that every kernel counts."""
+    panel = tile.width * part_of(tiling, slices, False) * SIZES[tile.element]
+    return READ[0] * tile.rows + READ[1] * tile.vectors + (APART if panel > target.l1 else 0.0)
 
 
 def sized(
