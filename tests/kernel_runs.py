@@ -160,6 +160,7 @@ def run_kernel(
     job[:] = 0
     for slot, value in {**bound.slots, **{k: a.ctypes.data for k, a in arrays.items()}}.items():
         job[slots.index[slot]] = value
+    job[jobs.SEATS] = threads
     job[jobs.NEXT], job[jobs.TASKS] = (0, bound.tasks) if only is None else (only, only + 1)
     workers.run(code["entry"], job.ctypes.data, threads, target)
     return np.array(y)

@@ -60,7 +60,7 @@ class Run:
         arrays = {"prepared": self.prepared, "done": self.done, "seen": self.seen, "owner": self.owner, "workspace": self.rooms}
         numbers = {name: array.ctypes.data for name, array in arrays.items()}
         numbers |= {"block_count": blocks, "splits": splits, "abreast": count, "pieces": pieces, "rests": rests}
-        self.job = jobs.filled(SLOTS, numbers | {"workspace_bytes": 8 * ROOM}, tasks)
+        self.job = jobs.filled(SLOTS, numbers | {"workspace_bytes": 8 * ROOM}, tasks, count)
         for name, number in slots.items():
             self.job[SLOTS.index[name]] = number
         self.entry, self.count = code["entry"], count
@@ -87,7 +87,7 @@ def test_each_piece_is_done_once_from_its_own_block(blocks: int, splits: int, pi
 def test_the_same_job_runs_again_and_again() -> None:
     run = Run(3, 1, 4, 2)
     for turn in range(1, 200):
-        run.job[jobs.NEXT] = run.job[jobs.TICKET] = 0
+        run.job[jobs.NEXT] = run.job[jobs.TAKEN] = 0
         run.rooms[:, 0] = -1
         assert (run().done == turn).all()
         assert (run.seen == 1).all()
@@ -105,7 +105,7 @@ def test_a_thread_prepares_its_block_once_for_all_shares_that_it_draws_in_turn()
 
 def late(state: int, block: int = -1, **slots: int) -> Run:
     """A thread that comes second, when no task is left, and the first has opened one: what it does of it, whose block it has."""
-    run = Run(2, 2, 6, 1, next=4, ticket=1, open_0=state, **slots)
+    run = Run(2, 2, 6, 1, next=4, taken=1, seats=2, open_0=state, **slots)
     run.rooms[0, 0] = block
     return run()
 

@@ -65,7 +65,7 @@ class Arrays:
     """A job of one task, and what it is given."""
 
     def __init__(self) -> None:
-        self.job = jobs.filled(SLOTS, {"extra": 5, "next": 9, "ticket": 9, "workspace_bytes": 0}, 1)
+        self.job = jobs.filled(SLOTS, {"extra": 5, "next": 9, "taken": 9, "workspace_bytes": 0}, 1)
         self.x, self.weight, self.bias, self.y = (np.array([n, -1], np.int64) for n in (1, 2, 3, 0))
 
     def call(self, run: launch.Launch, *given: Any, team: int = 0) -> None:
@@ -80,7 +80,7 @@ def test_a_job_is_filled_and_run(native: bool) -> None:
     for turn in (1, 2):  # the counter of tasks begins anew
         a.call(run)
         assert a.y.tolist() == [1321 * turn, -1]
-    assert a.filled("next", "ticket", "tasks", "extra") == [2, 1, 1, 5]
+    assert a.filled("next", "taken", "tasks", "extra") == [2, 1, 1, 5]
     assert a.filled("x", "weight", "bias", "y") == [v.ctypes.data for v in (a.x, a.weight, a.bias, a.y)]
     assert a.filled("workspace") == [WORKSPACE.ctypes.data]
 
@@ -104,7 +104,7 @@ def test_an_address_does_for_an_array(native: bool, tmp_path: Path) -> None:
 def test_without_a_team_what_is_not_for_one_thread_is_filled_only(native: bool) -> None:
     a = Arrays()
     a.call(launcher(native, entry(_sum), alone=False))
-    assert a.filled("next", "ticket", "x", "y") == [0, 0, a.x.ctypes.data, a.y.ctypes.data]
+    assert a.filled("next", "taken", "x", "y") == [0, 0, a.x.ctypes.data, a.y.ctypes.data]
     assert a.y.tolist() == [0, -1]
 
 

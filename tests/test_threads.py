@@ -110,7 +110,7 @@ SLOTS = jobs.Slots(("counters",))
 TASKS = 200
 
 
-def counting_job() -> tuple[int, int, np.ndarray, np.ndarray]:
+def counting_job(count: int) -> tuple[int, int, np.ndarray, np.ndarray]:
     """Emitted code whose task adds one to that task's counter: (entry, job address, job, counters)."""
 
     def task(f, job, number, workspace):  # type: ignore[no-untyped-def]
@@ -121,66 +121,17 @@ def counting_job() -> tuple[int, int, np.ndarray, np.ndarray]:
     counters, memory = np.zeros(TASKS, np.int64), np.zeros(64, np.int64)
     skip = -memory.ctypes.data % 64 // 8
     job = memory[skip : skip + len(SLOTS.names)]
-    job[jobs.TASKS], job[SLOTS.index["counters"]] = TASKS, counters.ctypes.data
+    job[jobs.TASKS], job[jobs.SEATS], job[SLOTS.index["counters"]] = TASKS, count, counters.ctypes.data
     return code["entry"], job.ctypes.data, job, counters
 
 
 def run_many(count: int, repeats: int = 300) -> None:
-    address, where, job, counters = counting_job()
+    address, where, job, counters = counting_job(count)
     for turn in range(1, repeats + 1):
-        job[jobs.NEXT] = job[jobs.TICKET] = 0
+        job[jobs.NEXT] = job[jobs.TAKEN] = 0
         threads.run(address, where, count, host())
         assert (counters == turn).all()
-        assert 1 <= job[jobs.TICKET] <= count
-
-
-def order(ticket: int, front: int = 0, end: int = 0, splits: int | None = None) -> list[int]:
-    """Tasks in the order that one thread draws them, having that ticket, where some were drawn from the front and from the end."""
-    slots = jobs.Slots(("drawn", "order", *(() if splits is None else ("splits",))))
-
-    def task(f, job, number, workspace):  # type: ignore[no-untyped-def]
-        drawn, numbers = (slots.pointer(f, job, name, "i64") for name in ("drawn", "order"))
-        so_far = f.load("i64", drawn)
-        f.store(number, numbers[so_far])
-        f.store(so_far + 1, drawn)
-
-    write = lambda: module([jobs.emit_entry("entry", slots, task)])  # noqa: E731
-    code = jit.get("order", f"test {splits is None}", ("entry",), write, host())
-    drawn, numbers = np.zeros(1, np.int64), np.zeros(9, np.int64)
-    given = {"ticket": ticket, "next": front + end * jobs.FROM_END, "drawn": drawn.ctypes.data, "order": numbers.ctypes.data}
-    job = jobs.filled(slots, given | ({} if splits is None else {"splits": splits}), 9)
-    threads.run(code["entry"], job.ctypes.data, 1, host())
-    return numbers[: drawn[0]].tolist()
-
-
-def test_threads_draw_tasks_from_both_ends_and_shares_of_a_block_from_the_front() -> None:
-    assert order(0) == order(2, splits=1) == list(range(9))
-    assert order(1) == order(3, splits=1) == list(range(9))[::-1]
-    assert order(0, front=2, end=3) == [2, 3, 4, 5]
-    assert order(1, front=2, end=3) == [5, 4, 3, 2]
-    assert order(0, front=4, end=5) == order(1, front=9) == order(1, end=9) == []
-    assert order(1, splits=3) == order(0, splits=3) == list(range(9))
-
-
-def followers(blocks: int, abreast: int) -> list[int]:
-    """The block after each of so many."""
-    slots = jobs.Slots(("block_count", "abreast", "order"))
-
-    def task(f, job, number, workspace):  # type: ignore[no-untyped-def]
-        s = {name: slots.read(f, job, name) for name in ("block_count", "abreast")}
-        f.store(jobs.following(number, s), slots.pointer(f, job, "order", "i64")[number])
-
-    code = jit.get("following", "test", ("entry",), lambda: module([jobs.emit_entry("entry", slots, task)]), host())
-    found = np.zeros(blocks, np.int64)
-    job = jobs.filled(slots, {"block_count": blocks, "abreast": abreast, "order": found.ctypes.data}, blocks)
-    threads.run(code["entry"], job.ctypes.data, 1, host())
-    return found.tolist()
-
-
-def test_a_thread_goes_on_with_the_next_block_of_its_end() -> None:
-    assert followers(5, 1) == [1, 2, 3, 4, 5]
-    assert followers(6, 2) == [1, 2, 3, 2, 3, 4]
-    assert followers(8, 4) == [2, 3, 4, 5, 2, 3, 4, 5]
+        assert 0 < job[jobs.TAKEN] < 1 << count
 
 
 def without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +201,7 @@ def test_a_worker_gone_to_sleep_wakes_again(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_emitted_entry_releases_the_gil() -> None:
-    function = threads.entry(counting_job()[0])
+    function = threads.entry(counting_job(1)[0])
     assert not isinstance(function, ctypes.PYFUNCTYPE(None))
 
 

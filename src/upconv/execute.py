@@ -64,7 +64,7 @@ class Prepared:
             template[slots.index[name]] = value
         for name, table in bound.tables.items():
             template[slots.index[name]] = table.ctypes.data
-        template[jobs.TASKS] = bound.tasks
+        template[jobs.TASKS], template[jobs.SEATS] = bound.tasks, plan.threads
         no_bias = np.zeros(problem.spec.out_channels, problem.dtype)
         self._tables = bound.tables, no_bias
         self._template = template

@@ -152,6 +152,6 @@ class Packer:
         packed = memory.empty((self._layout.size,), self._dtype)
         arrays = {"x": weight, "y": packed, **self._bound.tables}
         numbers = {**self._bound.slots, **{name: memory.address(array) for name, array in arrays.items()}}
-        job = jobs.filled(weights.SLOTS, numbers, self._bound.tasks)
+        job = jobs.filled(weights.SLOTS, numbers, self._bound.tasks, self._threads)
         threads.run(self._address, job.ctypes.data, self._threads, self._target)
         return packed

@@ -36,7 +36,7 @@ class _Prepared:
         self.numbers = np.zeros(_round_up(len(weight_grad.SLOTS.names) * 8), np.uint8).view(np.int64)
         for slot, value in {**bound.slots, "offsets": self.offsets.ctypes.data}.items():
             self.numbers[weight_grad.SLOTS.index[slot]] = value
-        self.numbers[jobs.TASKS] = bound.tasks
+        self.numbers[jobs.TASKS], self.numbers[jobs.SEATS] = bound.tasks, self.threads
         self.address_of_numbers = self.numbers.ctypes.data
         self.shape = problem.spec.weight_shape
         sizes = (
@@ -151,6 +151,7 @@ def bias_gradient(grad_output: NDArray[Any], target: Target | None) -> NDArray[A
     g, out = np.ascontiguousarray(grad_output), np.empty(m, grad_output.dtype)
     size = g.size // (n * m)
     numbers = {"g": g.ctypes.data, "out": out.ctypes.data, "images": n, "image": m * size, "channel": size}
-    job = jobs.filled(bias_grad.SLOTS, numbers, m)
-    threads.run(code["entry"], job.ctypes.data, threads.get_num_threads() if g.size > _SMALL // 8 else 1, target)
+    count = threads.get_num_threads() if g.size > _SMALL // 8 else 1
+    job = jobs.filled(bias_grad.SLOTS, numbers, m, count)
+    threads.run(code["entry"], job.ctypes.data, count, target)
     return out

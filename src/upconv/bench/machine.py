@@ -102,9 +102,9 @@ class Gauge:
 class _Work:
     """A job that does a known amount of something; the arrays it works on live as long as it does."""
 
-    def __init__(self, slots: jobs.Slots, code: jit.Code, tasks: int, target: Target, values: dict[str, int]):
-        self.amount, self.threads, self.target, self.code = 0.0, 1, target, code
-        self.slots = jobs.filled(slots, values, tasks)
+    def __init__(self, slots: jobs.Slots, code: jit.Code, tasks: int, count: int, target: Target, values: dict[str, int]):
+        self.amount, self.threads, self.target, self.code = 0.0, count, target, code
+        self.slots = jobs.filled(slots, values, tasks, count)
         self.arrays: list[Any] = [self.slots]
 
     def best(self, tries: int) -> float:
@@ -112,7 +112,7 @@ class _Work:
         return self.amount / min([self._seconds() for _ in range(1 + tries)][1:])
 
     def run(self) -> None:
-        self.slots[jobs.NEXT] = self.slots[jobs.TICKET] = 0
+        self.slots[jobs.NEXT] = self.slots[jobs.TAKEN] = 0
         threads.run(self.code["entry"], self.slots.ctypes.data, self.threads, self.target)
 
     def _seconds(self) -> float:
@@ -133,9 +133,9 @@ def _multiplier(target: Target, count: int) -> _Work:
     tasks = 16 * count
     out, start = memory.empty((tasks * LINE // 4,), np.float32), np.arange(SUMS * target.lanes(4), dtype=np.float32)
     values = {"out": memory.address(out), "start": memory.address(start), "steps": STEPS}
-    work = _Work(_MULTIPLY, code, tasks, target, values)
+    work = _Work(_MULTIPLY, code, tasks, count, target, values)
     work.arrays += [out, start]
-    work.threads, work.amount = count, 2.0 * target.lanes(4) * SUMS * STEPS * tasks
+    work.amount = 2.0 * target.lanes(4) * SUMS * STEPS * tasks
     return work
 
 
@@ -165,9 +165,9 @@ def _copier(target: Target, count: int, streaming: bool) -> _Work:
     lines = COPIED // LINE // tasks
     arrays = [np.ones(COPIED + LINE, np.uint8) for _ in range(2)]
     start, end = map(_aligned, arrays)
-    work = _Work(_COPY, code, tasks, target, {"from": start, "to": end, "lines": lines})
+    work = _Work(_COPY, code, tasks, count, target, {"from": start, "to": end, "lines": lines})
     work.arrays += arrays
-    work.threads, work.amount = count, 2.0 * lines * LINE * tasks
+    work.amount = 2.0 * lines * LINE * tasks
     return work
 
 

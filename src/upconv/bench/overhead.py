@@ -97,12 +97,12 @@ def _native(spec: ConvSpec) -> tuple[Callable[[], None], Callable[[], None]]:
 
     def work() -> None:
         slots[jobs.NEXT] = 0
-        slots[jobs.TICKET] = 0
+        slots[jobs.TAKEN] = 0
         entry(address)
 
     def nothing() -> None:
         slots[jobs.NEXT] = tasks
-        slots[jobs.TICKET] = 0
+        slots[jobs.TAKEN] = 0
         entry(address)
 
     return work, nothing

@@ -30,7 +30,7 @@ Where = int | NDArray[Any]
 _FASTCALL = 0x80
 _API = ("PyType_IsSubtype", "PyLong_AsVoidPtr", "PyErr_Occurred", "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef")
 _GIVEN = ("workspace", "x", "weight", "bias", "y")
-_CLEARED = ("next", "ticket")
+_CLEARED = ("next", "taken")
 _KNOWN = (*_API, "array", "nothing", "entry", "alone", "no_bias", *_CLEARED, *_GIVEN)
 """What a launcher knows, 64 bits each: functions and objects of the interpreter, the kernel's code, whether this thread runs it
 where no team does, the bias of a layer that has none, and the numbers of a job's slots."""

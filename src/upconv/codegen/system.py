@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from upconv.codegen.ir import SIZES, Function, Value, element_of, lanes_of
@@ -80,7 +81,9 @@ def call(f: Function, declaration: str, *arguments: str) -> Value:
 
 
 def processor(f: Function) -> Value:
-    """The processor that the thread runs on."""
+    """The processor that the thread runs on; 0 where the system does not say."""
+    if sys.platform != "linux":
+        return f.value(0)
     here = call(f, "i32 @sched_getcpu()")
     return f.emit(f"sext i32 {here.text} to i64", "i64")
 

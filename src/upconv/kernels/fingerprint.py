@@ -73,11 +73,12 @@ def fingerprint(address: int, size: int, target: Target) -> int | bytes:
     parts, whole = -(-size // _PART), size // block
     out = (ctypes.c_int64 * (parts * block // 8))()
     if parts == 1:  # without a job's alignment, that is dear beside so little
-        small = _Job(0, 1, 0, 0, 0, address, whole, ctypes.addressof(out))
+        small = _Job(0, 1, 0, 1, 0, 0, address, whole, ctypes.addressof(out))
         alone(ctypes.addressof(small))
     else:
-        job = jobs.filled(SLOTS, {"data": address, "blocks": whole, "out": ctypes.addressof(out)}, parts)
-        threads.run(entry, job.ctypes.data, threads.get_num_threads(), target)
+        count = threads.get_num_threads()
+        job = jobs.filled(SLOTS, {"data": address, "blocks": whole, "out": ctypes.addressof(out)}, parts, count)
+        threads.run(entry, job.ctypes.data, count, target)
     rest = ctypes.string_at(address + whole * block, size - whole * block)
     return hash((bytes(out), rest))
 

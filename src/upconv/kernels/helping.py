@@ -61,12 +61,12 @@ def emit_entry(name: str, slots: jobs.Slots, pieces: Pieces) -> list[Function]:
     do_work = _emit_work(pieces)
     f = Function(name, [("job", "ptr")])
     job = f.arguments[0].of("i64")
-    ticket = jobs.emit_ticket(f, job)
-    words, own = job[slots.index[OPEN[0]]], jobs.emit_workspace(f, job, slots, ticket)
-    word = words[ticket]
+    seat = jobs.emit_seat(f, job)
+    words, own = job[slots.index[OPEN[0]]], jobs.emit_workspace(f, job, slots, seat)
+    word = words[seat]
     ready, looks = (Value(f, f.emit("alloca i64, align 8", "ptr").text, "ptr", element="i64") for _ in range(2))
     f.store(f.value(-1), ready)
-    with jobs.emit_tasks(f, job, slots, ticket) as number:
+    with jobs.emit_tasks(f, job, slots, seat) as number:
         system.store(f, (number + 1) * TASK + COMING, word)
         block = _emit_block(f, job, slots, number)
         with f.otherwise(block.equals(f.load("i64", ready)), name="block"):
@@ -74,12 +74,12 @@ def emit_entry(name: str, slots: jobs.Slots, pieces: Pieces) -> list[Function]:
             f.store(block, ready)
         system.store(f, (number + 1) * TASK, word)
         f.call(do_work, [job, number, own, own, 0, word])
-    with f.loop(0, system.load(f, job[jobs.TICKET]), name="other") as other:
+    with f.loop(0, slots.read(f, job, "seats"), name="other") as other:
         state = _emit_opened(f, words[other], looks)
         number = state // TASK - 1
         with f.when(number >= 0, name="opened"), f.when(state % TASK < pieces.count(f, job, number), name="help"):
             same = _emit_block(f, job, slots, number).equals(f.load("i64", ready))
-            theirs = jobs.emit_workspace(f, job, slots, f.select(same, ticket, other))
+            theirs = jobs.emit_workspace(f, job, slots, f.select(same, seat, other))
             f.call(do_work, [job, number, own, theirs, 1, words[other]])
     return [do_work, f]
 
