@@ -86,20 +86,16 @@ def emit(code: Code) -> str:
             to, several = right[pc // s["channels_a_pack"] * s["part_pitch"]], f.minimum(s["channels"] - pc, s["channels_a_pack"])
             _emit_copied(f, code, job, s, readers, (table, found), source, to, (low, vectors), several)
 
-    def rounds(f: Function, s: dict[str, Value], split: Value) -> tuple[Value, Value, Value]:
-        """(first chunk of a block's share, the one behind it, chunks a piece): all of them where a task has several groups."""
-        first = split * s["chunks_a_split"]
-        return (
-            first,
-            f.minimum(first + s["chunks_a_split"], s["chunks"]),
-            f.select(s["groups_a_task"].equals(1), s["chunks_a_round"], s["chunks_a_split"]),
-        )
+    def rounds(f: Function, s: dict[str, Value], split: Value) -> tuple[Value, Value, Value, Value]:
+        """(first chunk of a block's share, its chunks, how many a piece has, pieces): one piece where a task has several groups."""
+        first, many = jobs.share_of(split, s["chunks_a_split"], s["chunks"])
+        each = f.select(s["groups_a_task"].equals(1), s["chunks_a_round"], s["chunks_a_split"])
+        return first, many, each, (many + (each - 1)) // each
 
     def count(f: Function, job: Value, number: Value) -> Value:
         names = (*jobs.PLACE, "chunks_a_split", "chunks_a_round", "chunks", "groups_a_task")
         s = {name: SLOTS.read(f, job, name) for name in names}
-        first, last, each = rounds(f, s, jobs.place_of(number, s)[1])
-        return (last - first + (each - 1)) // each
+        return rounds(f, s, jobs.place_of(number, s)[1])[3]
 
     def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, _helps: Value, word: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
@@ -114,13 +110,14 @@ def emit(code: Code) -> str:
             zeros = scratch[s["zero_row"] * s["scratch_pitch"]]
             with f.loop(0, s["columns_a_store"], tile.lanes, name="zeros") as at:
                 f.store(Value(f, "zeroinitializer", tile.type) if tile.lanes > 1 else f.splat(0.0, tile.type), zeros[at])
-        first, last, each = rounds(f, s, split)
+        first, many, each, pieces = rounds(f, s, split)
+        last = first + many
         there, at = _emit_in_place(f, s, low, vectors * tile.lanes)
         pitch: Int = tile.width if code.panels else f.select(there, s["x_pitch"], s["right_pitch"])
         first_group = part * s["groups_a_task"]
         last_group = f.minimum(first_group + s["groups_a_task"], s["groups"])
         with (
-            helping.emit_pieces(f, word, (last - first + (each - 1)) // each) as piece,
+            helping.emit_pieces(f, word, pieces) as piece,
             f.loop(first_group, last_group, name="group") as group,
             f.loop(first + piece * each, f.minimum(first + (piece + 1) * each, last), s["chunks_a_round"], name="round") as round_,
             f.loop(0, vectors * tile.lanes, s["columns_a_store"], name="jb") as jb,

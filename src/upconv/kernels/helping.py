@@ -52,6 +52,16 @@ class Pieces:
     work: Callable[[Function, Value, Value, Rooms, Value, Value], None]
 
 
+def chunks_of(slots: jobs.Slots, chunks: str = "chunks") -> Callable[[Function, Value, Value], Value]:
+    """The pieces of a task that are the chunks of its share of a block, of which there are as many as that slot says."""
+
+    def count(f: Function, job: Value, number: Value) -> Value:
+        s = {name: slots.read(f, job, name) for name in (*jobs.PLACE, "chunks_a_split", chunks)}
+        return jobs.share_of(jobs.place_of(number, s)[1], s["chunks_a_split"], s[chunks])[1]
+
+    return count
+
+
 def emit_entry(name: str, slots: jobs.Slots, pieces: Pieces) -> list[Function]:
     """`entry(job)`, and what it calls. `slots` begin with `OPEN`, and have those of `job.PLACE`.
 

@@ -127,6 +127,12 @@ def place_of(number: Value, s: dict[str, Value]) -> tuple[Value, Value, Value]:
     return first + rest % abreast, rest // abreast, group
 
 
+def share_of(split: Value, chunks_a_split: Value, chunks: Value) -> tuple[Value, Value]:
+    """(first chunk of a block's share, its chunks), by the share's number."""
+    first = split * chunks_a_split
+    return first, split.function.minimum(chunks - first, chunks_a_split)
+
+
 def following(block: Value, s: dict[str, Value]) -> Value:
     """The block that a thread draws after this one, where blocks are not shared; there may be none of that number.
 

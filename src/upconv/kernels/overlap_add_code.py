@@ -121,11 +121,6 @@ def emit(code: Code) -> str:
         low, width = image * s["image_positions"], images * s["image_positions"]
         f.call(do_place, [job, table, s["room"], low, low + width])
 
-    def count(f: Function, job: Value, number: Value) -> Value:
-        s = {name: SLOTS.read(f, job, name) for name in (*jobs.PLACE, "chunks_a_split", "chunks")}
-        first = jobs.place_of(number, s)[1] * s["chunks_a_split"]
-        return f.minimum(s["chunks"] - first, s["chunks_a_split"])
-
     def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, _helps: Value, word: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
@@ -134,8 +129,8 @@ def emit(code: Code) -> str:
         y = SLOTS.pointer(f, job, "y", tile.element)
         weight = SLOTS.pointer(f, job, "weight", tile.element)[group * s["weight_group"]]
         width, vectors = images * s["positions"], (images * s["image_positions"] + (tile.lanes - 1)) // tile.lanes
-        first = split * s["chunks_a_split"]
-        with helping.emit_pieces(f, word, f.minimum(s["chunks"] - first, s["chunks_a_split"])) as piece:
+        first, many = jobs.share_of(split, s["chunks_a_split"], s["chunks"])
+        with helping.emit_pieces(f, word, many) as piece:
             ic = first + piece
             _emit_gemm(f, job, s, ic, weight, stored, patches, width, tile, do_tiles)
             channel = ic * s["chunk"]
@@ -146,7 +141,7 @@ def emit(code: Code) -> str:
             f.call(do_store, [job, table, s["room"], 0, vectors, scratch, line, plane, number_out, several])
         store.emit_done(f, code.store, s["y_round"])
 
-    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, count, work))
+    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, helping.chunks_of(SLOTS), work))
     return module([*do_tiles, do_pack, do_place, *writer.functions, do_store, do_fold, *entries])
 
 

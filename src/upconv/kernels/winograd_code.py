@@ -136,15 +136,6 @@ def emit(code: Code) -> str:
         f.call(do_find, [job, table, s["room"], found, vectors])
         f.call(do_input, [job, table, s["room"], found, vectors, x, v, line, sliced])
 
-    def shares(f: Function, s: dict[str, Value], split: Value) -> tuple[Value, Value]:
-        """(first chunk of a block's share, its chunks)."""
-        first = split * s["chunks_a_split"]
-        return first, f.minimum(s["chunks"] - first, s["chunks_a_split"])
-
-    def count(f: Function, job: Value, number: Value) -> Value:
-        s = {name: SLOTS.read(f, job, name) for name in (*jobs.PLACE, "chunks_a_split", "chunks")}
-        return shares(f, s, jobs.place_of(number, s)[1])[1]
-
     def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, helps: Value, word: Value) -> None:
         s = {name: SLOTS.read(f, job, name) for name in _TASK_SLOTS}
         position, split, group = jobs.place_of(number, s)
@@ -158,7 +149,7 @@ def emit(code: Code) -> str:
         last = at_h.equals(s["last_h"]), at_w.equals(s["last_w"])
         ahead.emit_nothing(f, to_write)
         ahead.emit_nothing(f, to_read)
-        first, many = shares(f, s, split)
+        first, many = jobs.share_of(split, s["chunks_a_split"], s["chunks"])
         register_tiles = s["strips"] * (wide // tile.width + wide % tile.width // tile.lanes)
         with f.when(s["asks_written"] > 0, name="written"):
             f.call(do_written, [job, table, s["room"], vectors, to_write])
@@ -188,7 +179,7 @@ def emit(code: Code) -> str:
             f.call(do_output, [job, table, s["room"], vectors, m, lines, line, plane, number_out, several])
         store.emit_done(f, code.store, s["y_round"])
 
-    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, count, work))
+    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, helping.chunks_of(SLOTS), work))
     return module(
         [*streamed.values(), *do_tiles, *do_place, do_find, do_input, do_written, do_read, *writer.functions, do_output, *entries]
     )

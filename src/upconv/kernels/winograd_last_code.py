@@ -86,16 +86,11 @@ def emit(code: Code) -> str:
         f.call(do_table, [job, low, width, table])
         f.call(do_windows, [job, table, width, group * s["x_group"], v])
 
-    def count(f: Function, job: Value, number: Value) -> Value:
-        s = {name: SLOTS.read(f, job, name) for name in (*jobs.PLACE, "chunks_a_split", "chunk_count")}
-        first = jobs.place_of(number, s)[1] * s["chunks_a_split"]
-        return f.minimum(s["chunk_count"] - first, s["chunks_a_split"])
-
     def work(f: Function, job: Value, number: Value, rooms: helping.Rooms, _helps: Value, word: Value) -> None:
         s, _, width, split, group = block_of(f, job, number)
         (table, v, *_), (_, _, m, line) = _rooms(tile, s, rooms.prepared), _rooms(tile, s, rooms.own)
-        first = split * s["chunks_a_split"]
-        with helping.emit_pieces(f, word, f.minimum(s["chunk_count"] - first, s["chunks_a_split"])) as piece:
+        first, many = jobs.share_of(split, s["chunks_a_split"], s["chunk_count"])
+        with helping.emit_pieces(f, word, many) as piece:
             chunk = first + piece
             entry = SLOTS.pointer(f, job, "chunks", "i64")[chunk * CHUNK]
             channel, channels, class_ = (f.load("i64", entry[i]) for i in range(3, 6))
@@ -110,7 +105,7 @@ def emit(code: Code) -> str:
                 f.call(do_products[0], arguments)
             f.call(do_outputs, [job, table, width, entry, group * s["y_group"] + channel, channels, m, line])
 
-    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, count, work))
+    entries = helping.emit_entry("entry", SLOTS, helping.Pieces(prepare, helping.chunks_of(SLOTS, "chunk_count"), work))
     return module([copy, do_table, do_windows, *do_tiles, *do_products, do_outputs, *entries])
 
 
