@@ -85,7 +85,7 @@ def processor(f: Function) -> Value:
     if sys.platform != "linux":
         return f.value(0)
     here = call(f, "i32 @sched_getcpu()")
-    return f.emit(f"sext i32 {here.text} to i64", "i64")
+    return f.maximum(f.emit(f"sext i32 {here.text} to i64", "i64"), 0)
 
 
 def futex(f: Function, number: int, address: Value, operation: int, value: int) -> None:
