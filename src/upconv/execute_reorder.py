@@ -37,8 +37,9 @@ def fill(x: int, y: int, shape: tuple[int, ...], dtype: np.dtype[Any], to_last: 
     n, c, *spatial = shape
     entry, known = _known(n, prod(spatial), c, dtype, to_last, target)
     job = jobs.again(known)
-    job[_X], job[_Y], job[jobs.SEATS] = x, y, threads.get_num_threads() if prod(shape) > FEW else 1
-    threads.run(entry, memory.address(job), job[jobs.SEATS], target)
+    count = threads.get_num_threads() if prod(shape) > FEW else 1
+    job[_X], job[_Y], job[jobs.SEATS] = x, y, count
+    threads.run(entry, memory.address(job), count, target)
 
 
 _X, _Y = (reorder.SLOTS.index[name] for name in ("x", "y"))
