@@ -57,6 +57,11 @@ def pointer(f: Function, number: Value) -> Value:
     return Value(f, f.emit(f"inttoptr i64 {number.text} to ptr", "ptr").text, "ptr", element="i64")
 
 
+def word(f: Function) -> Value:
+    """The address of a word of this call's own."""
+    return Value(f, f.emit("alloca i64, align 8", "ptr").text, "ptr", element="i64")
+
+
 def load(f: Function, address: Value) -> Value:
     """A word as it is now."""
     return f.emit(f"load atomic i64, ptr {address.text} seq_cst, align 8", "i64")

@@ -74,7 +74,7 @@ def emit_entry(name: str, slots: jobs.Slots, pieces: Pieces) -> list[Function]:
     seat = jobs.emit_seat(f, job)
     words, own = job[slots.index[OPEN[0]]], jobs.emit_workspace(f, job, slots, seat)
     word = words[seat]
-    ready, looks = (Value(f, f.emit("alloca i64, align 8", "ptr").text, "ptr", element="i64") for _ in range(2))
+    ready, looks = system.word(f), system.word(f)
     f.store(f.value(-1), ready)
     with jobs.emit_tasks(f, job, slots, seat) as number:
         system.store(f, (number + 1) * TASK + COMING, word)

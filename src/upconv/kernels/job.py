@@ -60,9 +60,11 @@ def emit_entry(name: str, slots: Slots, task: Task) -> Function:
 
 def emit_seat(f: Function, job: Value) -> Value:
     """A thread's number among `seats`: its processor's, if that is free, else the first that is. `taken` has a bit for each."""
-    seat, other = (Value(f, f.emit("alloca i64, align 8", "ptr").text, "ptr", element="i64") for _ in range(2))
-    f.store(system.processor(f) % f.maximum(f.load("i64", job[SEATS]), 1), seat)
+    seat, other, seats = system.word(f), system.word(f), f.load("i64", job[SEATS])
+    f.store(f.value(0), seat)
     f.store(f.value(0), other)
+    with f.when(seats > 1, name="several"):
+        f.store(system.processor(f) % seats, seat)
 
     def is_taken() -> Value:
         bit = f.emit(f"shl i64 1, {f.load('i64', seat).text}", "i64")

@@ -44,7 +44,8 @@ stride 8 to 32 it gives 1.06 to 1.12."""
 READ, APART = (0.06, 0.08), 0.7
 """Cycles that a step of a register tile takes more, in slices, for each weight and each vector that it reads, and where a panel is
 more than the first-level cache holds. Not in one dimension, whose lengths vary: narrow tiles waste less of them. Measured: with 32
-registers 15 are 1.04 times as fast, 1.01 to 1.12, mostly in tiles of 8 x 48 in place of 12 and 13 x 32; with 16, three by 1.03."""
+registers fifteen layers are 1.04 times as fast, 1.01 to 1.12, mostly in tiles of 8 x 48 in place of 12 and 13 x 32; with 16
+three layers 1.03."""
 
 SPILT = 0.02
 """What a second-level cache's worth of V too much costs the products: a wide tile wants a wide block. Measured."""
